@@ -1,0 +1,1 @@
+"""The decoding algorithms. Knows torch and nothing else: no files, no terminal, no tokenizer."""

@@ -1,0 +1,1 @@
+"""One transformer core, its cache, and what differs between the families."""
