@@ -201,4 +201,9 @@ class Pair:
 class Strategy(Protocol):
     """Chooses which masked positions to write next. One object serves one generation."""
 
+    @property
+    def early_stop(self) -> bool:
+        """Whether an end token with nothing masked before it ends the generation."""
+        ...
+
     def step(self, canvas: Canvas, pair: Pair) -> Commit: ...

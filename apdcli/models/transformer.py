@@ -152,7 +152,7 @@ class Transformer(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def init_weights(self, generator: torch.Generator, std: float = 0.02) -> None:
-        """Normal(0, std) matrices, residual projections scaled by 1 / sqrt(2 layers), zero biases."""
+        """Normal(0, std) matrices, residual ones over sqrt(2 layers), zero biases."""
         residual = std / (2 * self.config.num_layers) ** 0.5
         with torch.no_grad():
             for name, parameter in self.named_parameters():

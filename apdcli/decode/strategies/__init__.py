@@ -1,1 +1,33 @@
-"""."""
+"""The registry: a strategy's name to the object that carries one generation out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from apdcli.decode.params import STRATEGIES, DecodeParams, StrategyParams, strategy_info
+from apdcli.decode.strategies.apd import Apd
+from apdcli.decode.strategies.autoregressive import Autoregressive
+from apdcli.decode.strategies.left_to_right import LeftToRight
+from apdcli.decode.types import Strategy
+
+_MAKERS: dict[str, Callable[..., Any]] = {
+    "apd": Apd,
+    "left_to_right": LeftToRight,
+    "autoregressive": Autoregressive,
+}
+assert _MAKERS.keys() == STRATEGIES.keys()
+
+
+def make_strategy(
+    name: str, shared: DecodeParams, own: StrategyParams, device: torch.device | str = "cpu"
+) -> Strategy:
+    """A fresh strategy for one generation.
+
+    Raises:
+        UsageError: no strategy of that name.
+    """
+    strategy: Strategy = _MAKERS[strategy_info(name).name](shared, own, device)
+    return strategy

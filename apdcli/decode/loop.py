@@ -1,0 +1,174 @@
+"""The loop: ask the strategy for a commit, apply it, stop or go on.
+
+Owns the canvas, the counting and the stopping; knows nothing of how tokens are chosen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from apdcli.decode.types import (
+    Canvas,
+    Commit,
+    Denoiser,
+    Finished,
+    FinishReason,
+    Pair,
+    StepEvent,
+    Strategy,
+    Verifier,
+)
+
+
+class Counts:
+    """Forward passes and positions run through the models since the generation began."""
+
+    def __init__(self) -> None:
+        self.denoiser_forwards = 0
+        self.verifier_forwards = 0
+        self.tokens_forwarded = 0
+
+
+class _CountedDenoiser:
+    def __init__(self, inner: Denoiser, counts: Counts) -> None:
+        self.inner = inner
+        self.counts = counts
+        self.mask_id = inner.mask_id
+        self.crop = inner.crop
+
+    @property
+    def length(self) -> int:
+        return self.inner.length
+
+    def logits(self, tokens: Tensor, start: int, first: int) -> Tensor:
+        self.counts.denoiser_forwards += 1
+        self.counts.tokens_forwarded += len(tokens) - start
+        return self.inner.logits(tokens, start, first)
+
+
+class _CountedVerifier:
+    def __init__(self, inner: Verifier, counts: Counts) -> None:
+        self.inner = inner
+        self.counts = counts
+        self.crop = inner.crop
+
+    @property
+    def length(self) -> int:
+        return self.inner.length
+
+    def logits(self, tokens: Tensor, first: int) -> Tensor:
+        self.counts.verifier_forwards += 1
+        self.counts.tokens_forwarded += len(tokens) - self.inner.length
+        return self.inner.logits(tokens, first)
+
+
+def decode(
+    canvas: Canvas,
+    strategy: Strategy,
+    pair: Pair,
+    *,
+    stop_ids: frozenset[int] = frozenset(),
+    interrupted: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[StepEvent | Finished]:
+    """Fill the canvas, yielding one event a step and then Finished.
+
+    Stops when a stop id is committed with nothing masked before it (what the same step placed
+    after it is dropped; a strategy with early_stop off goes on to the end), when the canvas is
+    full, or when `interrupted` says so between two steps.
+
+    Args:
+        canvas: mutated in place.
+        strategy: a fresh one, see :func:`apdcli.decode.strategies.make_strategy`.
+        pair: the models, their caches valid for a prefix of the canvas.
+        stop_ids: token ids that end the text.
+        interrupted: asked before each step.
+        clock: seconds, monotonic.
+    """
+    began = clock()
+    counts = Counts()
+    counted = Pair(
+        denoiser=_CountedDenoiser(pair.denoiser, counts),
+        verifier=None if pair.verifier is None else _CountedVerifier(pair.verifier, counts),
+    )
+    stops: set[int] = set()
+    steps = 0
+    reason: FinishReason | None = None
+    while reason is None:
+        if interrupted():
+            reason = "interrupted"
+            break
+        with torch.inference_mode():
+            commit = strategy.step(canvas, counted)
+            stops.update(
+                p for p, t in zip(commit.positions, commit.ids, strict=True) if t in stop_ids
+            )
+            commit, stopped = _apply(canvas, commit, stops if strategy.early_stop else set())
+        steps += 1
+        if stopped:
+            reason = "stop"
+        elif canvas.cursor == canvas.end:
+            reason = "stop" if stops else "length"
+        yield StepEvent(
+            step=steps,
+            committed=tuple(zip(commit.positions, commit.ids, strict=True)),
+            proposed=commit.proposed,
+            accepted=len(commit.positions),
+            masked_left=canvas.masked_left,
+            denoiser_forwards=counts.denoiser_forwards,
+            verifier_forwards=counts.verifier_forwards,
+            tokens_forwarded=counts.tokens_forwarded,
+            elapsed_s=clock() - began,
+            rejected=commit.rejected,
+            phase=commit.phase,
+            clusters=commit.clusters,
+        )
+    yield Finished(
+        reason=reason,
+        steps=steps,
+        denoiser_forwards=counts.denoiser_forwards,
+        verifier_forwards=counts.verifier_forwards,
+        tokens_forwarded=counts.tokens_forwarded,
+        elapsed_s=clock() - began,
+    )
+
+
+def _apply(canvas: Canvas, commit: Commit, stops: set[int]) -> tuple[Commit, bool]:
+    """Write the commit; returns what was written of it, and whether a stop ends the text.
+
+    A stop at position p ends the text once nothing before p is masked; what this commit holds
+    after p is then dropped and stays masked.
+    """
+    for position in commit.positions:
+        if not canvas.masked[position]:
+            raise AssertionError(f"position {position} was committed twice")
+        canvas.masked[position] = False
+    _advance(canvas)
+    stop_at = min(stops, default=canvas.end)
+    stopped = stop_at < canvas.cursor
+    if stopped:
+        kept = [k for k, position in enumerate(commit.positions) if position <= stop_at]
+        for position in commit.positions:
+            canvas.masked[position] = position > stop_at
+        canvas.cursor = stop_at + 1
+        commit = replace(
+            commit,
+            positions=tuple(commit.positions[k] for k in kept),
+            ids=tuple(commit.ids[k] for k in kept),
+            rejected=(),
+        )
+    device = canvas.tokens.device
+    where = torch.tensor(commit.positions, dtype=torch.int64, device=device)
+    canvas.tokens[where] = torch.tensor(commit.ids, dtype=torch.int64, device=device)
+    return commit, stopped
+
+
+def _advance(canvas: Canvas) -> None:
+    """Move the cursor to the first masked position."""
+    while canvas.cursor < canvas.end and not canvas.masked[canvas.cursor]:
+        canvas.cursor += 1

@@ -1,0 +1,1 @@
+"""Implements the protocols of `decode` over `models`, and the sessions users call."""

@@ -1,0 +1,92 @@
+"""The readable reference engine: `decode`'s protocols over a Transformer and a static KV cache.
+
+Everything a strategy must not know is settled here: the published shift, padding rows of the
+head, the mask id, ids that only one of the two models has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from apdcli.decode.sampling import NEVER
+from apdcli.models.cache import KVCache
+from apdcli.models.transformer import Transformer
+
+
+def banned_ids(allowed: Iterable[int], vocab_size: int, device: torch.device | str) -> Tensor:
+    """[vocab_size] bool, True for ids that may never be produced."""
+    banned = torch.ones(vocab_size, dtype=torch.bool, device=device)
+    banned[torch.tensor(sorted(allowed), dtype=torch.int64, device=device)] = False
+    return banned
+
+
+class EagerModel:
+    """What both models share: the network, its cache and the ids it may produce.
+
+    Args:
+        net: the network; its device and dtype are kept.
+        banned: [vocab] bool, see :func:`banned_ids`; logits are trimmed to this length.
+        capacity: positions to allocate KV for; clipped to what the network was made for.
+    """
+
+    def __init__(self, net: Transformer, banned: Tensor, capacity: int) -> None:
+        weight = net.model.embed_tokens.weight
+        self.net = net
+        self.banned = banned
+        self.cache = KVCache(
+            net.config,
+            min(capacity, net.config.max_positions),
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+
+    @property
+    def length(self) -> int:
+        """Positions whose keys and values are cached."""
+        return self.cache.length
+
+    def crop(self, length: int) -> None:
+        """Forget keys and values at and after `length`."""
+        self.cache.crop(length)
+
+    def _rows(self, hidden: Tensor) -> Tensor:
+        """Hidden states [rows, hidden] to trimmed float32 logits [rows, vocab]."""
+        logits = self.net.head(hidden)[:, : len(self.banned)].float()
+        return logits.masked_fill(self.banned, NEVER)
+
+
+class EagerDenoiser(EagerModel):
+    """A diffusion model behind :class:`apdcli.decode.types.Denoiser`."""
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask token."""
+        assert self.net.config.mask_id is not None
+        return self.net.config.mask_id
+
+    def logits(self, tokens: Tensor, start: int, first: int) -> Tensor:
+        """See the protocol. With the shift, position j is predicted by output j - 1."""
+        shift = int(self.net.config.shift)
+        hidden = self.net.hidden(tokens[None, start:], start, self.cache)[0]
+        # Position 0 has no output before it; like the published code, its own output stands in.
+        made_at = max(first - shift, 0)
+        if made_at < start:
+            raise ValueError(f"the logits for {first} are made at {made_at}, before {start}")
+        rows = self._rows(hidden[made_at - start : len(tokens) - shift - start])
+        missing = len(tokens) - first - len(rows)
+        return rows if missing == 0 else torch.cat((rows[:missing], rows))
+
+
+class EagerVerifier(EagerModel):
+    """A causal language model behind :class:`apdcli.decode.types.Verifier`."""
+
+    def logits(self, tokens: Tensor, first: int) -> Tensor:
+        """See the protocol. Output j predicts position j + 1."""
+        start = self.cache.length
+        if first - 1 < start:
+            raise ValueError(f"the logits for {first} need position {first - 1}, already cached")
+        hidden = self.net.hidden(tokens[None, start:], start, self.cache)[0]
+        return self._rows(hidden[first - 1 - start :])
