@@ -1,0 +1,106 @@
+"""Safetensors to a Transformer on its device: strict, no pickle, no second copy in memory.
+
+What a folder holds is decided by `load.layout`; this module only moves the values.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from apdcli.errors import DeviceError, ModelError
+from apdcli.load.files import one_line
+from apdcli.load.layout import Layout, check_layout, damaged, read_config
+from apdcli.models.transformer import Transformer
+
+__all__ = ["check_layout", "load_transformer", "read_config", "resolve_dtype"]
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def resolve_dtype(name: str, layout: Layout, device: torch.device | str) -> torch.dtype:
+    """The dtype to compute in: `name`, or for "auto" float32 on a CPU, the file's elsewhere.
+
+    Raises:
+        DeviceError: an unknown dtype name.
+    """
+    if name == "auto":
+        # CPUs are slower in the half precisions than in float32, and goldens are float32.
+        if torch.device(device).type == "cpu":
+            return torch.float32
+        return _DTYPES[layout.dtypes[0]] if len(layout.dtypes) == 1 else torch.float32
+    if name not in _DTYPES:
+        raise DeviceError(f"unknown dtype {name!r}; there are: auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def load_transformer(
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = "auto",
+) -> Transformer:
+    """Load a hub folder's weights (one file or shards) in evaluation mode, without gradients.
+
+    Args:
+        folder: holds config.json and model.safetensors, or shards with their index.
+        device: where the weights go, tensor by tensor.
+        dtype: what they are cast to; a name, or "auto" as in :func:`resolve_dtype`. Weights that
+            are stored in it already stay memory-mapped on a CPU and are read as they are used.
+
+    Raises:
+        ModelError: every missing, unexpected or misshapen tensor, or a damaged file, by name.
+        DeviceError: the device has no room, or is not there.
+    """
+    layout = check_layout(Path(folder))
+    device = torch.device(device)
+    wanted = resolve_dtype(dtype, layout, device) if isinstance(dtype, str) else dtype
+    with torch.device("meta"):
+        net = Transformer(layout.config)
+    try:
+        _fill(net, layout, device, wanted)
+        net.refresh_rope(device, _rope_dtype(layout, wanted))
+    except (torch.OutOfMemoryError, RuntimeError, AssertionError) as error:
+        raise DeviceError(
+            f"{layout.folder}: cannot be loaded on {device} ({one_line(error)[:200]})"
+        ) from error
+    return net.eval().requires_grad_(False)
+
+
+def _rope_dtype(layout: Layout, wanted: torch.dtype) -> torch.dtype:
+    """Precision of the inverse RoPE frequencies."""
+    # Dream's published code casts the whole model to bfloat16 and then up, frequencies included.
+    upcast = layout.dtypes == ("bfloat16",) and wanted == torch.float32
+    return torch.bfloat16 if layout.config.family == "Dream" and upcast else torch.float32
+
+
+def _fill(net: Transformer, layout: Layout, device: torch.device, dtype: torch.dtype) -> None:
+    """Put every stored tensor in its place in `net`, whose parameters are on the meta device."""
+    for file in layout.files:
+        names = {core: name for core, (name, entry) in layout.entries.items() if entry.file == file}
+        mapped = device.type == "cpu" and all(
+            _DTYPES[layout.entries[core][1].dtype] == dtype for core in names
+        )
+        try:
+            if mapped:
+                with safe_open(str(file), framework="pt") as opened:
+                    for core, name in names.items():
+                        _assign(net, core, opened.get_tensor(name))
+                continue
+            for core, name in names.items():
+                # Opened anew for each tensor: closing unmaps the pages that were read.
+                with safe_open(str(file), framework="pt") as opened:
+                    _assign(net, core, opened.get_tensor(name).to(device, dtype))
+        except SafetensorError as error:
+            raise damaged(file, error) from error
+        except OSError as error:
+            raise ModelError(f"{file}: cannot be read ({one_line(error)})") from error
+
+
+def _assign(net: nn.Module, name: str, value: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = net.get_submodule(path)
+    owner.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
