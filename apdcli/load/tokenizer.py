@@ -1,0 +1,202 @@
+"""Text to token ids and back, for byte-level BPE tokenizers. Loads no torch, no transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from apdcli.errors import ApdError, ModelError, PromptError
+from apdcli.load import tokenizer_files as files
+from apdcli.load.chat_template import ChatTemplate, Message
+from apdcli.load.files import require_folder
+from apdcli.load.textstream import TextStream
+
+__all__ = ["TextStream", "Tokenizer", "load_tokenizer"]
+
+_PROBE = "apdprobe"  # stands for an answer when the template is asked how it ends one
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder.
+
+    Raises:
+        ModelError: no such folder, or tokenizer files that are missing, damaged or not byte-level.
+    """
+    return Tokenizer(Path(folder))
+
+
+class Tokenizer:
+    """A hub folder's tokenizer and chat template.
+
+    Attributes:
+        folder: where it was read from.
+        special_ids: ids that write no text (markers of turns, ends, masks).
+        mask_id: id of the mask token, or None.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        require_folder(folder)
+        self.folder = folder
+        self._core = files.build(folder)
+        self._text = {index: text for text, index in self._core.get_vocab(True).items()}
+        added = self._core.get_added_tokens_decoder()
+        self._added = frozenset(added)
+        roles = {
+            role: text
+            for role, text in files.role_tokens(folder).items()
+            if self._core.token_to_id(text) is not None
+        }
+        self._role_ids = {role: self._core.token_to_id(text) for role, text in roles.items()}
+        self.special_ids = frozenset(
+            {index for index, token in added.items() if token.special}
+            | {index for index in self._role_ids.values() if index in self._added}
+        )
+        self.mask_id: int | None = self._role_ids.get("mask_token")
+        source = files.template_source(folder)
+        self._template = ChatTemplate(source[0], str(source[1]), roles) if source else None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; the texts of special tokens in it become those tokens, none is added.
+
+        Raises:
+            PromptError: the text holds a lone surrogate, which UTF-8 cannot write.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the text is not valid Unicode: character {error.start} is a lone surrogate"
+            ) from error
+        ids: list[int] = self._core.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of ids; bytes that are no character become U+FFFD.
+
+        Raises:
+            ModelError: an id that the tokenizer does not define.
+        """
+        stream = self.stream(skip_special)
+        return stream.push(ids) + stream.flush()
+
+    def stream(self, skip_special: bool = True) -> TextStream:
+        """A decoder for ids that arrive bit by bit."""
+        return TextStream(self.token_bytes, self.special_ids if skip_special else frozenset())
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` can be used."""
+        return self._template is not None
+
+    def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """Ids of a conversation, ready to be answered.
+
+        Args:
+            messages: {"role": ..., "content": ...}, both strings.
+            add_generation_prompt: end with the opening of the assistant's turn.
+
+        Raises:
+            PromptError: no template, or one that refuses these messages.
+            ModelError: the template is not valid.
+        """
+        return self.encode(self.chat_text(messages, add_generation_prompt))
+
+    def chat_text(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """The text that `chat` encodes; raises what `chat` does."""
+        if self._template is None:
+            raise PromptError(f"{self.folder} has no chat template; use --raw (raw=True)")
+        return self._template.render(messages, add_generation_prompt)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest id that is defined."""
+        return max(self._text) + 1
+
+    @cached_property
+    def defined_ids(self) -> tuple[int, ...]:
+        """Every id that stands for a token, ascending; there may be holes."""
+        return tuple(sorted(self._text))
+
+    def token_text(self, index: int) -> str:
+        """The token as its vocabulary writes it (byte-level alphabet).
+
+        Raises:
+            ModelError: the id is not defined.
+        """
+        if index not in self._text:
+            raise ModelError(f"id {index} is not a token of {self.folder}")
+        return self._text[index]
+
+    def token_bytes(self, index: int) -> bytes:
+        """The exact bytes a token writes; of special and added tokens, those of their text.
+
+        Raises:
+            ModelError: the id is not defined.
+        """
+        text = self.token_text(index)
+        if index not in self._added:
+            try:
+                return bytes(_BYTE_OF[char] for char in text)
+            except KeyError:
+                pass  # outside the byte-level alphabet: plain text, as the tokenizers library does
+        return text.encode("utf-8")
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer: end of text, and the token that ends a turn in the template."""
+        ids = {self._role_ids["eos_token"]} if "eos_token" in self._role_ids else set()
+        ids |= files.eos_ids(self.folder)
+        turn_end = self._turn_end()
+        ids |= set() if turn_end is None else {turn_end}
+        return frozenset(i for i in ids if i in self._text)
+
+    def _turn_end(self) -> int | None:
+        """The special token that the template writes right after an answer, if it writes one."""
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+        try:
+            after = self.chat_text(messages, add_generation_prompt=False).rpartition(_PROBE)[2]
+        except ApdError:
+            return None  # no template, or one that fails: `chat` says so
+        ids = self.encode(after)
+        return ids[0] if ids and ids[0] in self.special_ids else None
+
+    def first_difference(self, other: Tokenizer) -> str | None:
+        """Where two ordinary vocabularies part, in words; None when one can verify the other.
+
+        Added tokens (markers, tools, masks) may differ: their ids are then not shared. Dream has
+        <|beginoftext|> and <|mask|> at 151665 and 151666, where Qwen2.5 ends at 151664.
+        """
+        for index in sorted(self._text.keys() | other._text.keys()):
+            mine, theirs = self._text.get(index), other._text.get(index)
+            if mine == theirs:
+                continue
+            if self._is_ordinary(index) or other._is_ordinary(index):
+                return (
+                    f"token {index} is {_shown(mine)} in {self.folder} "
+                    f"and {_shown(theirs)} in {other.folder}"
+                )
+        return None
+
+    def shared_ids(self, other: Tokenizer) -> tuple[int, ...]:
+        """Ids that mean the same token in both, ascending: the ones a pair may write."""
+        return tuple(i for i in self.defined_ids if other._text.get(i) == self._text[i])
+
+    def _is_ordinary(self, index: int) -> bool:
+        return index in self._text and index not in self._added
+
+
+def _shown(text: str | None) -> str:
+    return "not defined" if text is None else repr(text)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable character that byte-level BPE writes for each byte (GPT-2's table)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {
+        chr(256 + place): byte for place, byte in enumerate(others)
+    }
+
+
+_BYTE_OF = _byte_alphabet()
