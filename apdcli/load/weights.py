@@ -16,25 +16,9 @@ from apdcli.load.files import one_line
 from apdcli.load.layout import Layout, check_layout, damaged, read_config
 from apdcli.models.transformer import Transformer
 
-__all__ = ["check_layout", "load_transformer", "read_config", "resolve_dtype"]
+__all__ = ["check_layout", "load_transformer", "read_config"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def resolve_dtype(name: str, layout: Layout, device: torch.device | str) -> torch.dtype:
-    """The dtype to compute in: `name`, or for "auto" float32 on a CPU, the file's elsewhere.
-
-    Raises:
-        DeviceError: an unknown dtype name.
-    """
-    if name == "auto":
-        # CPUs are slower in the half precisions than in float32, and goldens are float32.
-        if torch.device(device).type == "cpu":
-            return torch.float32
-        return _DTYPES[layout.dtypes[0]] if len(layout.dtypes) == 1 else torch.float32
-    if name not in _DTYPES:
-        raise DeviceError(f"unknown dtype {name!r}; there are: auto, {', '.join(_DTYPES)}")
-    return _DTYPES[name]
 
 
 def load_transformer(
@@ -48,8 +32,8 @@ def load_transformer(
     Args:
         folder: holds config.json and model.safetensors, or shards with their index.
         device: where the weights go, tensor by tensor.
-        dtype: what they are cast to; a name, or "auto" as in :func:`resolve_dtype`. Weights that
-            are stored in it already stay memory-mapped on a CPU and are read as they are used.
+        dtype: what they are cast to; "auto" is float32 on the CPU and bfloat16 elsewhere. Weights
+            that are stored in it already stay memory-mapped on a CPU, read as they are used.
 
     Raises:
         ModelError: every missing, unexpected or misshapen tensor, or a damaged file, by name.
@@ -57,7 +41,7 @@ def load_transformer(
     """
     layout = check_layout(Path(folder))
     device = torch.device(device)
-    wanted = resolve_dtype(dtype, layout, device) if isinstance(dtype, str) else dtype
+    wanted = _dtype(dtype, device) if isinstance(dtype, str) else dtype
     with torch.device("meta"):
         net = Transformer(layout.config)
     try:
@@ -68,6 +52,14 @@ def load_transformer(
             f"{layout.folder}: cannot be loaded on {device} ({one_line(error)[:200]})"
         ) from error
     return net.eval().requires_grad_(False)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in _DTYPES:
+        raise DeviceError(f"unknown dtype {name!r}; use auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
 
 
 def _rope_dtype(layout: Layout, wanted: torch.dtype) -> torch.dtype:

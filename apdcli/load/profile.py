@@ -1,0 +1,271 @@
+"""Profiles: TOML files that name a pair and how to decode with it. Loads no torch."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams, strategy_info
+from apdcli.errors import ParameterError, ProfileError, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_PROFILE = "demo"
+Source = Literal["shipped", "user", "file"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(_Table):
+    """[denoiser] or [verifier]: which model, in what format, where."""
+
+    model: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
+
+
+class ChatSection(_Table):
+    """[chat]: what goes before the user's message."""
+
+    system: str | None = None
+
+
+class _File(_Table):
+    description: str = ""
+    denoiser: ModelSection
+    verifier: ModelSection | None = None
+    decode: dict[str, Any] = {}
+    chat: ChatSection = ChatSection()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One profile, checked.
+
+    Attributes:
+        name: the file's name without .toml.
+        path: the file; relative model folders are relative to its folder.
+        source: "shipped", "user" (in the platform's config folder) or "file" (named by path).
+        verifier: None where the profile has none; strategies that need one refuse.
+        decode: the [decode] table as written, every value in range.
+        chat: the [chat] table.
+    """
+
+    name: str
+    path: Path
+    source: Source
+    description: str
+    denoiser: ModelSection
+    verifier: ModelSection | None
+    decode: Mapping[str, Any]
+    chat: ChatSection
+
+    @property
+    def base(self) -> Path:
+        """The folder that relative model paths are relative to."""
+        return self.path.parent
+
+
+@dataclass(frozen=True)
+class ProfileEntry:
+    """A line of `apd profiles list`; `problem` is what makes the file unusable, or None."""
+
+    name: str
+    path: Path
+    source: Source
+    description: str
+    problem: str | None = None
+
+
+def known_decode_keys() -> tuple[str, ...]:
+    """Every key [decode] may have: the shared parameters and those of all strategies."""
+    own = (name for info in STRATEGIES.values() for name in info.own_fields)
+    return tuple(dict.fromkeys(("strategy", *own, *SHARED_FIELDS, "stop")))
+
+
+def check_decode_value(name: str, value: Any) -> None:
+    """Check one value of [decode] against the range the decoder itself states.
+
+    Raises:
+        ParameterError: out of range. UsageError: unknown strategy.
+    """
+    if name == "strategy":
+        strategy_info(value if isinstance(value, str) else repr(value))
+    elif name == "stop":
+        if not isinstance(value, (list, tuple)) or not all(isinstance(s, str) and s for s in value):
+            raise ParameterError(name, value, "a list of strings that are not empty")
+    elif name in SHARED_FIELDS:
+        DecodeParams(**{name: value})
+    else:
+        for info in STRATEGIES.values():
+            if name in info.own_fields:
+                info.params(**{name: value})
+
+
+def find_profile(name_or_path: str | Path) -> Profile:
+    """Find a profile by name, or by path (a Path, or with a slash or .toml); read and check it.
+
+    Raises:
+        ProfileError: unknown (the nearest names are listed), not TOML (line and column), or with
+            an unknown key, a wrong type or a value out of range (file and key path).
+    """
+    path, source = _locate(name_or_path)
+    return _parse(path, source)
+
+
+def profile_path(name_or_path: str | Path) -> Path:
+    """The file of a profile, unread; raises ProfileError when there is none."""
+    return _locate(name_or_path)[0]
+
+
+def list_profiles() -> list[ProfileEntry]:
+    """The profiles that names reach, by name: the user's win over shipped ones."""
+    found: dict[str, ProfileEntry] = {}
+    for name, (path, source) in sorted(_named().items()):
+        try:
+            found[name] = ProfileEntry(name, path, source, _parse(path, source).description)
+        except ProfileError as error:
+            found[name] = ProfileEntry(name, path, source, "", str(error))
+    return list(found.values())
+
+
+def user_profiles_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """Where the user's profiles live; APD_CONFIG_DIR replaces the platform's config folder."""
+    own = (os.environ if environ is None else environ).get("APD_CONFIG_DIR")
+    config = Path(own).expanduser() if own else platformdirs.user_config_path("apd", False)
+    return config / "profiles"
+
+
+def shipped_profiles_dir() -> Path:
+    """Where the package's own profiles live: in the wheel, or beside the package in a clone."""
+    package = Path(__file__).resolve().parents[1]
+    carried = package / "profiles"
+    return carried if carried.is_dir() else package.parent / "profiles"
+
+
+def _named() -> dict[str, tuple[Path, Source]]:
+    folders: tuple[tuple[Path, Source], ...] = (
+        (shipped_profiles_dir(), "shipped"),
+        (user_profiles_dir(), "user"),
+    )
+    return {
+        path.stem: (path, source)
+        for folder, source in folders
+        if folder.is_dir()
+        for path in sorted(folder.glob("*.toml"))
+    }
+
+
+def _locate(name_or_path: str | Path) -> tuple[Path, Source]:
+    name = str(name_or_path)
+    if isinstance(name_or_path, Path) or name.endswith(".toml") or "/" in name or os.sep in name:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise ProfileError(f"profile file {path} not found")
+        return path, "file"
+    named = _named()
+    if name in named:
+        return named[name]
+    hint = nearest(name, named) or "there are: " + ", ".join(sorted(named))
+    raise ProfileError(
+        f"no profile is called {name!r}; {hint} (your own live in {user_profiles_dir()})"
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "did you mean a or b?" for the names most like `name`; empty when none is."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def _parse(path: Path, source: Source) -> Profile:
+    table = _read_toml(path)
+    try:
+        data = _File.model_validate(table)
+    except ValidationError as error:
+        raise ProfileError(f"{path}: {_explain(error)}") from error
+    for name, value in data.decode.items():
+        _check_decode(path, name, value)
+    return Profile(
+        name=path.stem,
+        path=path,
+        source=source,
+        description=data.description,
+        denoiser=data.denoiser,
+        verifier=data.verifier,
+        decode=data.decode,
+        chat=data.chat,
+    )
+
+
+def _check_decode(path: Path, name: str, value: object) -> None:
+    known = known_decode_keys()
+    if name not in known:
+        raise ProfileError(f"{path}: {_unknown_key('decode.' + name, name, known)}")
+    try:
+        check_decode_value(name, value)
+    except UsageError as error:
+        raise ProfileError(f"{path}: decode.{error}") from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message = str(error)
+        at = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", message)
+        lines = text.split("\n")
+        line, column = (at.group(1), at.group(2)) if at else (None, None)
+        raise ProfileError(
+            f"{path}, line {line or len(lines)}, column {column or len(lines[-1]) + 1}: "
+            f"not valid TOML: {message[: at.start()] if at else message}"
+        ) from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing wrong, as `key.path = value ...`."""
+    first = error.errors(include_url=False)[0]
+    loc = [str(part) for part in first["loc"]]
+    key = ".".join(loc)
+    if first["type"] == "extra_forbidden":
+        sections: list[tuple[str, type[_Table]]] = [
+            ("denoiser", ModelSection),
+            ("verifier", ModelSection),
+            ("chat", ChatSection),
+        ]
+        table = dict(sections).get(loc[0], _File) if len(loc) > 1 else _File
+        return _unknown_key(key, loc[-1], tuple(table.model_fields))
+    if first["type"] == "missing":
+        what = f"the table [{key}]" if len(loc) == 1 else f"the key {key}"
+        return f"{what} is missing"
+    if key.endswith(".device"):
+        return (
+            f"{key} = {first['input']!r} is out of range: it must be auto, cpu, cuda, cuda:N or mps"
+        )
+    wanted = first["msg"].removeprefix("Input should be ").replace("a valid ", "a ")
+    return f"{key} = {first['input']!r} is wrong: it must be {wanted}"
+
+
+def _unknown_key(path: str, name: str, known: Sequence[str]) -> str:
+    return f"unknown key {path}; {nearest(name, known) or 'known are: ' + ', '.join(known)}"

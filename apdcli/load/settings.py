@@ -1,0 +1,212 @@
+"""Every setting of a run with where it came from: flag, environment, profile or default.
+
+Loads no torch. Names, ranges and defaults are those of `decode.params`; a new strategy's fields
+appear here by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from apdcli.decode.params import (
+    SHARED_FIELDS,
+    STRATEGIES,
+    DecodeParams,
+    StrategyInfo,
+    strategy_info,
+)
+from apdcli.errors import ProfileError, UnknownParameterError, UsageError
+from apdcli.load.profile import (
+    DEFAULT_PROFILE,
+    ModelSection,
+    Profile,
+    check_decode_value,
+    known_decode_keys,
+)
+
+Origin = Literal["flag", "environment", "profile", "default"]
+Layer = tuple[Origin, Mapping[str, Any]]
+
+_MODELS, _PLACES = ("denoiser", "verifier"), ("device", "dtype")
+_TEXTS = ("strategy", "system", "profile", *_PLACES)  # read from the environment as they stand
+_ENVIRONMENT_PREFIX = "APD_"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and where it came from."""
+
+    value: Any
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Settings(Mapping[str, Setting]):
+    """The settings of one run by name, in the order in which they are shown.
+
+    Names: profile, strategy, the strategy's own parameters, the shared parameters, stop, system,
+    and denoiser_device, denoiser_dtype, verifier_device, verifier_dtype.
+    """
+
+    table: Mapping[str, Setting]
+
+    def __getitem__(self, name: str) -> Setting:
+        return self.table[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def strategy(self) -> str:
+        """The strategy's name."""
+        return str(self["strategy"].value)
+
+    @property
+    def system(self) -> str | None:
+        """The system message, if any."""
+        value: str | None = self["system"].value
+        return value
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end the answer."""
+        return tuple(self["stop"].value)
+
+    def decode_values(self) -> dict[str, Any]:
+        """The keywords for `decode.params.make_params(settings.strategy, **...)`."""
+        names = (*SHARED_FIELDS, *strategy_info(self.strategy).own_fields)
+        return {name: self[name].value for name in names}
+
+    def as_json(self) -> dict[str, dict[str, Any]]:
+        """{name: {"value": ..., "from": ...}}."""
+        return {name: {"value": s.value, "from": s.origin} for name, s in self.items()}
+
+
+def environment_variable(name: str) -> str:
+    """The variable that sets `name`: APD_MIXTURE_WEIGHT for mixture_weight."""
+    return _ENVIRONMENT_PREFIX + name.upper()
+
+
+def choose_profile(flag: str | None, environ: Mapping[str, str]) -> Setting:
+    """Which profile to load: the flag, APD_PROFILE, or the default."""
+    if flag is not None:
+        return Setting(flag, "flag")
+    variable = environ.get(environment_variable("profile"))
+    return Setting(variable, "environment") if variable else Setting(DEFAULT_PROFILE, "default")
+
+
+def resolve_settings(
+    profile: Profile, flags: Mapping[str, Any], environ: Mapping[str, str]
+) -> Settings:
+    """Settle every setting: flag, then environment, then profile, then default.
+
+    Args:
+        profile: as `find_profile` gave it.
+        flags: what the command line or the caller gave, by parameter name (and strategy, stop,
+            system, device, dtype, profile); None means not given.
+        environ: the process's environment; its empty variables count as not set.
+
+    Raises:
+        UnknownParameterError: a flag that the chosen strategy does not have.
+        ParameterError: a flag's value out of range. UsageError: an unknown strategy by flag.
+        ProfileError: an environment variable's value out of range.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    layers: list[Layer] = [
+        ("flag", _both_models(given)),
+        ("environment", _both_models(_from_environment(environ))),
+        ("profile", _from_profile(profile)),
+    ]
+    strategy = _pick("strategy", [*layers, ("default", {"strategy": next(iter(STRATEGIES))})])
+    info = strategy_info(strategy.value)
+    _check_flags(given, info)
+    layers.append(("default", _defaults(info, profile)))
+    table = {"profile": choose_profile(given.get("profile"), environ), "strategy": strategy}
+    for name in layers[-1][1]:
+        table[name] = _pick(name, layers)
+    return Settings(table)
+
+
+def _pick(name: str, layers: list[Layer]) -> Setting:
+    origin, values = next(layer for layer in layers if name in layer[1])
+    return Setting(values[name], origin)
+
+
+def _defaults(info: StrategyInfo, profile: Profile) -> dict[str, Any]:
+    """Every setting of this run but the profile and the strategy, in the order shown."""
+    values = {f.name: f.default for f in fields(info.params)}
+    values |= {f.name: f.default for f in fields(DecodeParams) if f.name in SHARED_FIELDS}
+    values |= {"stop": [], "system": None}
+    for model in _MODELS:
+        if getattr(profile, model) is not None:
+            for place in _PLACES:
+                values[f"{model}_{place}"] = ModelSection.model_fields[place].default
+    return values
+
+
+def _from_profile(profile: Profile) -> dict[str, Any]:
+    values = dict(profile.decode)
+    if profile.chat.system is not None:
+        values["system"] = profile.chat.system
+    for model in _MODELS:
+        spec = getattr(profile, model)
+        for place in _PLACES:
+            if spec is not None and place in spec.model_fields_set:
+                values[f"{model}_{place}"] = getattr(spec, place)
+    return values
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The APD_* variables that are settings, read and checked, whether or not they are used."""
+    values: dict[str, Any] = {}
+    for name in dict.fromkeys((*known_decode_keys(), *_TEXTS)):
+        text = environ.get(environment_variable(name))
+        if not text or name == "stop":  # a list has no one way to be written in a variable
+            continue
+        values[name] = text if name in _TEXTS else _number(text)
+        try:
+            _check(name, values[name])
+        except UsageError as error:
+            variable = environment_variable(name)
+            raise ProfileError(f"environment variable {variable}: {error}") from error
+    return values
+
+
+def _number(text: str) -> int | float | str:
+    """The number that `text` writes; other texts ("all", or a mistake) stay as they are."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text.strip()
+
+
+def _both_models(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A device or dtype that is not of one model is of both."""
+    spread = {
+        f"{model}_{place}": values[place]
+        for model in _MODELS
+        for place in _PLACES
+        if place in values
+    }
+    return {**spread, **values}
+
+
+def _check_flags(given: Mapping[str, Any], info: StrategyInfo) -> None:
+    known = (*info.own_fields, *SHARED_FIELDS, "stop")
+    for name, value in given.items():
+        if name not in known and name not in _TEXTS:
+            raise UnknownParameterError(name, info.name, known)
+        _check(name, value)
+
+
+def _check(name: str, value: Any) -> None:
+    """Check anything but texts whose meaning others know (system, profile, device)."""
+    if name in known_decode_keys():
+        check_decode_value(name, value)
