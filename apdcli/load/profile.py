@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams, strategy_info
-from apdcli.errors import ParameterError, ProfileError, UsageError
+from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams, check
+from apdcli.errors import ParameterError, ProfileError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,6 +24,9 @@ else:
 
 DEFAULT_PROFILE = "demo"
 Source = Literal["shipped", "user", "file"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+_DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?|mps)$"
+_DEVICES = "auto, cpu, cuda, cuda:N or mps"
 
 
 class _Table(BaseModel):
@@ -35,8 +38,8 @@ class ModelSection(_Table):
 
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
+    dtype: Dtype = "auto"
+    device: Annotated[str, Field(pattern=_DEVICE_PATTERN)] = "auto"
 
 
 class ChatSection(_Table):
@@ -98,17 +101,22 @@ def known_decode_keys() -> tuple[str, ...]:
     return tuple(dict.fromkeys(("strategy", *own, *SHARED_FIELDS, "stop")))
 
 
-def check_decode_value(name: str, value: Any) -> None:
-    """Check one value of [decode] against the range the decoder itself states.
+def check_value(name: str, value: Any) -> None:
+    """Check one value of [decode], or a device or dtype, against the range the decoder states.
 
     Raises:
-        ParameterError: out of range. UsageError: unknown strategy.
+        ParameterError: out of range, or no such strategy.
     """
     if name == "strategy":
-        strategy_info(value if isinstance(value, str) else repr(value))
+        known = isinstance(value, str) and value in STRATEGIES
+        check(known, name, value, f"one of {', '.join(STRATEGIES)}")
+    elif name == "device":
+        check(re.match(_DEVICE_PATTERN, str(value)) is not None, name, value, _DEVICES)
+    elif name == "dtype":
+        check(value in get_args(Dtype), name, value, f"one of {', '.join(get_args(Dtype))}")
     elif name == "stop":
-        if not isinstance(value, (list, tuple)) or not all(isinstance(s, str) and s for s in value):
-            raise ParameterError(name, value, "a list of strings that are not empty")
+        texts = isinstance(value, (list, tuple)) and all(isinstance(s, str) and s for s in value)
+        check(texts, name, value, "a list of strings that are not empty")
     elif name in SHARED_FIELDS:
         DecodeParams(**{name: value})
     else:
@@ -189,7 +197,7 @@ def _locate(name_or_path: str | Path) -> tuple[Path, Source]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """ "did you mean a or b?" for the names most like `name`; empty when none is."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(known), n=2)
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
@@ -218,8 +226,8 @@ def _check_decode(path: Path, name: str, value: object) -> None:
     if name not in known:
         raise ProfileError(f"{path}: {_unknown_key('decode.' + name, name, known)}")
     try:
-        check_decode_value(name, value)
-    except UsageError as error:
+        check_value(name, value)
+    except ParameterError as error:
         raise ProfileError(f"{path}: decode.{error}") from error
 
 

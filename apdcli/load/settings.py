@@ -22,7 +22,7 @@ from apdcli.load.profile import (
     DEFAULT_PROFILE,
     ModelSection,
     Profile,
-    check_decode_value,
+    check_value,
     known_decode_keys,
 )
 
@@ -126,10 +126,20 @@ def resolve_settings(
     info = strategy_info(strategy.value)
     _check_flags(given, info)
     layers.append(("default", _defaults(info, profile)))
-    table = {"profile": choose_profile(given.get("profile"), environ), "strategy": strategy}
+    table = {"profile": _profile_setting(profile, given, environ), "strategy": strategy}
     for name in layers[-1][1]:
         table[name] = _pick(name, layers)
     return Settings(table)
+
+
+def _profile_setting(
+    profile: Profile, given: Mapping[str, Any], environ: Mapping[str, str]
+) -> Setting:
+    chosen = choose_profile(given.get("profile"), environ)
+    name = str(profile.path) if profile.source == "file" else profile.name
+    # A profile that neither the flag nor the environment named was named by the caller.
+    same = str(chosen.value) in (profile.name, str(profile.path)) or chosen.origin == "flag"
+    return Setting(name, chosen.origin if same else "flag")
 
 
 def _pick(name: str, layers: list[Layer]) -> Setting:
@@ -207,6 +217,6 @@ def _check_flags(given: Mapping[str, Any], info: StrategyInfo) -> None:
 
 
 def _check(name: str, value: Any) -> None:
-    """Check anything but texts whose meaning others know (system, profile, device)."""
-    if name in known_decode_keys():
-        check_decode_value(name, value)
+    """Check anything but free text (system, profile)."""
+    if name in known_decode_keys() or name in _PLACES:
+        check_value(name, value)
