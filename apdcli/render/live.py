@@ -1,0 +1,219 @@
+"""The live view: text that settles into the scrollback, and what lies ahead of it redrawn below.
+
+Settled text is written once, as ordinary output that the terminal itself wraps, and never touched
+again; only the tail (the draft, masks, the status line) is redrawn. The cursor rests, hidden, on
+the last settled character, which is kept back for that: a terminal that reflows on a resize takes
+the cursor along with it, so the next redraw starts at the right place without counting rows.
+
+Knows nothing of decoding; it only consumes events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from apdcli.render.layout import Glyph, Line, Row, glyphs, rows
+from apdcli.render.palette import RESET, Palette, depth_of
+from apdcli.render.state import Cell, ViewState
+from apdcli.render.summary import status_spans, summary_line
+from apdcli.render.terminal import Output, Terminal, no_echo
+from apdcli.render.text import width
+
+if TYPE_CHECKING:
+    from apdcli.render.state import Event
+
+REDRAW_S = 0.05  # at most 20 redraws a second
+_SYNC = "\x1b[?2026h"
+_SYNC_END = "\x1b[?2026l"
+_HIDE = "\x1b[?25l"
+_SHOW = "\x1b[?25h"
+_CLEAR_ROW = "\x1b[K"
+_CLEAR_BELOW = "\x1b[J"
+_INDEX = "\x1bD"  # down one row, same column, scrolling at the bottom
+_SAVE = "\x1b7"
+_RESTORE = "\x1b8"
+_CUT = " …"
+
+
+class LiveView:
+    """Draws a generation on a terminal while it runs; a context manager.
+
+    Leaving it, by whatever way, leaves the whole answer as plain scrollback text and the cursor
+    shown.
+    """
+
+    def __init__(
+        self,
+        state: ViewState,
+        terminal: Terminal,
+        *,
+        summary_to: Output | None = None,
+        keyboard: TextIO | None = None,
+    ) -> None:
+        """Args:
+        state: folds the events; its settings are what the status line shows.
+        terminal: standard output's.
+        summary_to: gets the closing one-line summary (standard error, or None for quiet).
+        keyboard: the stream whose echo is off while the view is up (standard input).
+        """
+        self.state = state
+        self._terminal = terminal
+        self._summary_to = summary_to
+        self._palette = Palette(depth_of(terminal.environ))
+        self._line = Line(max(2, terminal.size()[0]))
+        self._taken = 0  # settled cells that were laid out
+        self._kept: list[Cell] = []  # settled, but not yet written
+        self._tail_rows = 0
+        self._settled_rows = 0
+        self._drawn_at: float | None = None
+        self._stack = contextlib.ExitStack()
+        self._keyboard = keyboard
+        self._broken = False
+
+    def __enter__(self) -> LiveView:
+        self._stack.enter_context(no_echo(self._keyboard))
+        try:
+            self._send(_HIDE)
+            self._draw()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._stack:
+            if not self._broken:
+                self._close()
+
+    def __call__(self, event: Event) -> None:
+        """Take one event; redraws unless the last redraw was less than 50 ms ago."""
+        self.state.apply(event)
+        now = self._terminal.clock()
+        if self._drawn_at is None or now - self._drawn_at >= REDRAW_S:
+            self._draw()
+
+    def _draw(self) -> None:
+        self._drawn_at = self._terminal.clock()
+        columns, height = self._size()
+        settled = self._settle(final=False)
+        self._send(_SYNC + settled + self._tail(columns, height) + _SYNC_END)
+
+    def _close(self) -> None:
+        self.state.close()
+        self._size()
+        text = self._settle(final=True)
+        if self._line.column:  # a full row, too, ends here and not one row further down
+            text += self._end_row(self._line.column) + "\r\n"
+        self._send(_SYNC + text + _CLEAR_BELOW + RESET + _SYNC_END + _SHOW)
+        if self._summary_to is not None and self.state.step:
+            self._summary_to.write(summary_line(self.state) + "\n")
+            self._summary_to.flush()
+
+    def _size(self) -> tuple[int, int]:
+        columns, height = self._terminal.size()
+        columns = max(2, columns)
+        if columns != self._line.columns:
+            self._line.resize(columns)
+            self._tail_rows = 0
+        return columns, height
+
+    def _send(self, text: str) -> None:
+        try:
+            self._terminal.out.write(text)
+            self._terminal.out.flush()
+        except OSError:  # the terminal is gone: say so once, and do not write again
+            self._broken = True
+            raise
+
+    def _settle(self, *, final: bool) -> str:
+        """Escape codes and text of what has settled since; keeps the last cluster for the cursor.
+
+        One more is kept when the row would be exactly full: a cursor past the last column is where
+        terminals disagree.
+        """
+        cells = [*self._kept, *self.state.settled[self._taken :]]
+        self._taken = len(self.state.settled)
+        ready = glyphs(cells)
+        count = len(ready) if final else self._writable(ready)
+        self._kept = [replace(glyph.cell, text=glyph.text) for glyph in ready[count:]]
+        return self._written(ready[:count])
+
+    def _writable(self, ready: list[Glyph]) -> int:
+        """How many clusters may be written so that one stays and the row is not exactly full."""
+        probe = self._line.copy()
+        best = 0
+        for count, glyph in enumerate(ready, start=1):
+            probe.write(probe.expand(glyph))
+            if glyph.is_newline or (count < len(ready) and probe.column < probe.columns):
+                best = count
+        return best
+
+    def _written(self, settling: list[Glyph]) -> str:
+        """Move past the clusters; what to send for them."""
+        line, parts, on = self._line, list[str](), ""
+        self._settled_rows = 0
+        for raw in settling:
+            glyph = line.expand(raw)
+            code = self._palette.cell(glyph.cell).sgr(self._palette.depth)
+            breaks = glyph.is_newline or line.wraps(glyph)
+            if on and (breaks or code != on):
+                parts.append(RESET)
+                on = ""
+            if breaks:  # what the tail had drawn behind the end of this row must go
+                self._settled_rows += 1
+                parts.append(self._end_row(line.column) + ("\r\n" if glyph.is_newline else ""))
+            if not glyph.is_newline:
+                parts.append((code if code != on else "") + glyph.text)
+                on = code
+            line.write(glyph)
+        return "".join(parts) + (RESET if on else "")
+
+    def _end_row(self, column: int) -> str:
+        # clearing right of a full row would take its last character in some terminals
+        return _CLEAR_ROW if column < self._line.columns else ""
+
+    def _tail(self, columns: int, height: int) -> str:
+        """Paint what lies ahead and the status below the cursor, and come back to it."""
+        below = 2 if height > 8 else 1 if height > 1 else 0  # a blank row and the status
+        ahead = glyphs([*self._kept, *self.state.tail()])
+        drawn, cut = rows(ahead, self._line, max(1, height - below))
+        if cut:
+            _mark_cut(drawn, columns)
+        painted, start = list[str](), self._line.column
+        for row in drawn:
+            end = start + sum(glyph.columns for glyph in row)
+            painted.append("".join(map(self._paint, row)) + self._end_row(end))
+            start = 0
+        # the status only moves down: a bar that jumps with every draft is hard to read
+        least = min(height, self._tail_rows - self._settled_rows)
+        self._tail_rows = max(len(drawn) + below, least)
+        painted += [_CLEAR_ROW] * (self._tail_rows - len(drawn) - 1 if below else 0)
+        if below:
+            painted.append(self._status(columns) + _CLEAR_BELOW)
+        down = len(painted) - 1
+        room = f"{_INDEX * down}\x1b[{down}A" if down else ""
+        return room + _SAVE + "\r\n".join(painted) + _RESTORE
+
+    def _paint(self, glyph: Glyph) -> str:
+        return self._palette.paint(glyph.text, self._palette.cell(glyph.cell))
+
+    def _status(self, columns: int) -> str:
+        spans = status_spans(self.state, self._palette, columns - 1)
+        return "".join(self._palette.paint(text, look) for text, look in spans)
+
+
+def _mark_cut(drawn: list[Row], columns: int) -> None:
+    """End the last row with an ellipsis: there is more than the terminal is tall."""
+    last = drawn[-1]
+    taken = sum(glyph.columns for glyph in last)
+    while last and taken + width(_CUT) > columns:
+        taken -= last.pop().columns
+    last.append(Glyph(_CUT, width(_CUT), Cell(_CUT, "draft")))

@@ -1,0 +1,96 @@
+"""A picture of the view, as SVG or HTML. Knows no terminal."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+from rich.style import Style
+from rich.terminal_theme import TerminalTheme
+from rich.text import Text
+
+from apdcli.errors import OutputError, UsageError
+from apdcli.render.palette import Look, Palette
+from apdcli.render.state import ViewState
+from apdcli.render.summary import status_spans
+from apdcli.render.text import visible
+
+_THEME = TerminalTheme(
+    (22, 24, 29),
+    (222, 225, 230),
+    [
+        (22, 24, 29),
+        (213, 94, 0),
+        (0, 145, 106),
+        (196, 127, 0),
+        (31, 127, 196),
+        (138, 111, 209),
+        (47, 155, 216),
+        (222, 225, 230),
+    ],
+)
+
+
+def export_picture(
+    path: str | Path, state: ViewState, title: str = "apd", *, prompt: str = "", columns: int = 80
+) -> None:
+    """Write what the view shows in this state: the text, what lies ahead, and the status.
+
+    Args:
+        path: ends in .svg or .html.
+        state: finished, or stopped anywhere in between.
+        title: the window's title (SVG) or the page's (HTML).
+        prompt: a line to show above the answer.
+        columns: the picture's width in characters.
+
+    Raises:
+        UsageError: the path has another ending.
+        OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (".svg", ".html"):
+        raise UsageError(f"cannot tell the picture's format from {path}: end it in .svg or .html")
+    console = Console(
+        record=True,
+        width=columns,
+        file=io.StringIO(),
+        force_terminal=True,
+        color_system="truecolor",
+        legacy_windows=False,
+        _environ={},
+    )
+    console.print(picture(state, prompt, columns), soft_wrap=False)
+    if suffix == ".svg":
+        content = console.export_svg(title=visible(title), theme=_THEME)
+    else:
+        content = console.export_html(theme=_THEME)
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write the picture {path}: {error.strerror or error}") from error
+
+
+def picture(state: ViewState, prompt: str = "", columns: int = 80) -> Text:
+    """The view as Rich text; never by way of markup, which model output could contain."""
+    palette = Palette("truecolor")
+    text = Text()
+    if prompt:
+        text.append(visible(prompt) + "\n\n", Style(bold=True))
+    for cell in (*state.settled, *state.tail()):
+        text.append(visible(cell.text), _style(palette.cell(cell)))
+    text.rstrip()
+    text.append("\n\n")
+    for part, look in status_spans(state, palette, columns - 1):
+        text.append(part, _style(look))
+    return text
+
+
+def _style(look: Look) -> Style:
+    return Style(
+        color=look.colour or None,
+        dim=look.dim or None,
+        bold=look.bold or None,
+        underline=look.underline or None,
+    )

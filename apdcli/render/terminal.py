@@ -1,0 +1,97 @@
+"""What the view must know of the terminal, injected so that tests can be any terminal.
+
+Knows nothing of events or text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TextIO
+
+Size = Callable[[], tuple[int, int]]
+
+
+class Output(Protocol):
+    """What is needed of a text stream."""
+
+    def write(self, text: str, /) -> Any: ...
+
+    def flush(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A terminal to draw on.
+
+    Attributes:
+        out: where the text goes.
+        size: (columns, rows), asked at each redraw, so a resize needs no signal.
+        environ: decides about colours.
+        clock: seconds, monotonic.
+    """
+
+    out: Output
+    size: Size
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    clock: Callable[[], float] = time.monotonic
+
+
+def stream_size(stream: TextIO) -> Size:
+    """Asks the stream's own terminal; COLUMNS is not trusted, as it goes stale on a resize."""
+
+    def size() -> tuple[int, int]:
+        with contextlib.suppress(OSError, ValueError):
+            columns, lines = os.get_terminal_size(stream.fileno())
+            if columns > 0 and lines > 0:
+                return columns, lines
+        return 80, 24
+
+    return size
+
+
+def can_draw(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether the live view can work there: a terminal that moves its cursor and speaks UTF-8."""
+    term = environ.get("TERM", "xterm" if os.name == "nt" else "dumb")
+    if not is_terminal(stream) or term in ("", "dumb", "unknown"):
+        return False
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether the stream is open on a terminal."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+@contextlib.contextmanager
+def no_echo(stream: TextIO | None) -> Iterator[None]:
+    """Keep typed keys, and the ^C of Ctrl-C, from being drawn into the view."""
+    try:
+        import termios
+    except ImportError:  # Windows does not echo while nothing reads
+        yield
+        return
+    try:
+        fd = stream.fileno() if stream is not None and stream.isatty() else -1
+        # in the background, changing the terminal would stop the process
+        foreground = fd >= 0 and os.tcgetpgrp(fd) == os.getpgrp()
+        before = termios.tcgetattr(fd) if foreground else None
+    except (OSError, ValueError, termios.error):
+        before = None
+    if before is None:
+        yield
+        return
+    quiet = list(before)
+    quiet[3] &= ~termios.ECHO
+    try:
+        termios.tcsetattr(fd, termios.TCSADRAIN, quiet)
+        yield
+    finally:
+        with contextlib.suppress(OSError, termios.error):
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
