@@ -1,3 +1,56 @@
-"""apdcli: diffusion language models on the command line, several tokens at a time."""
+"""apdcli: diffusion language models on the command line, several tokens at a time.
+
+    import apdcli
+    pair = apdcli.load_pair("demo")
+    print(apdcli.generate(pair, "Hello!").text)
+
+Importing it is cheap: torch is loaded when one of the functions is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from apdcli.decode.types import Finished as Finished
+    from apdcli.decode.types import StepEvent as StepEvent
+    from apdcli.engine.pair import LoadedDenoiser as LoadedDenoiser
+    from apdcli.engine.pair import LoadedPair as LoadedPair
+    from apdcli.engine.pair import load_denoiser as load_denoiser
+    from apdcli.engine.pair import load_pair as load_pair
+    from apdcli.engine.pair import load_tokenizer as load_tokenizer
+    from apdcli.engine.session import Generation as Generation
+    from apdcli.engine.session import Usage as Usage
+    from apdcli.engine.session import generate as generate
+    from apdcli.engine.session import stream as stream
+    from apdcli.errors import ApdError as ApdError
+
+_HOMES = {
+    "ApdError": "apdcli.errors",
+    "Finished": "apdcli.decode.types",
+    "Generation": "apdcli.engine.session",
+    "LoadedDenoiser": "apdcli.engine.pair",
+    "LoadedPair": "apdcli.engine.pair",
+    "StepEvent": "apdcli.decode.types",
+    "Usage": "apdcli.engine.session",
+    "generate": "apdcli.engine.session",
+    "load_denoiser": "apdcli.engine.pair",
+    "load_pair": "apdcli.engine.pair",
+    "load_tokenizer": "apdcli.engine.pair",
+    "stream": "apdcli.engine.session",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'apdcli' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -52,10 +52,15 @@ class EagerModel:
         """Forget keys and values at and after `length`."""
         self.cache.crop(length)
 
+    def _run(self, tokens: Tensor, start: int) -> Tensor:
+        """Hidden states [len(tokens) - start, hidden] of the positions from `start` on."""
+        device = self.net.model.embed_tokens.weight.device
+        return self.net.hidden(tokens[None, start:].to(device), start, self.cache)[0]
+
     def _rows(self, hidden: Tensor) -> Tensor:
         """Hidden states [rows, hidden] to trimmed float32 logits [rows, vocab]."""
         logits = self.net.head(hidden)[:, : len(self.banned)].float()
-        return logits.masked_fill(self.banned, NEVER)
+        return logits.to(self.banned.device).masked_fill(self.banned, NEVER)
 
 
 class EagerDenoiser(EagerModel):
@@ -70,14 +75,11 @@ class EagerDenoiser(EagerModel):
     def logits(self, tokens: Tensor, start: int, first: int) -> Tensor:
         """See the protocol. With the shift, position j is predicted by output j - 1."""
         shift = int(self.net.config.shift)
-        hidden = self.net.hidden(tokens[None, start:], start, self.cache)[0]
         # Position 0 has no output before it; like the published code, its own output stands in.
-        made_at = max(first - shift, 0)
-        if made_at < start:
-            raise ValueError(f"the logits for {first} are made at {made_at}, before {start}")
-        rows = self._rows(hidden[made_at - start : len(tokens) - shift - start])
-        missing = len(tokens) - first - len(rows)
-        return rows if missing == 0 else torch.cat((rows[:missing], rows))
+        made_at = (torch.arange(first, len(tokens)) - shift).clamp_min(0)
+        if made_at[0] < start:
+            raise ValueError(f"the logits for {first} are made at {made_at[0]}, before {start}")
+        return self._rows(self._run(tokens, start)[made_at - start])
 
 
 class EagerVerifier(EagerModel):
@@ -88,5 +90,4 @@ class EagerVerifier(EagerModel):
         start = self.cache.length
         if first - 1 < start:
             raise ValueError(f"the logits for {first} need position {first - 1}, already cached")
-        hidden = self.net.hidden(tokens[None, start:], start, self.cache)[0]
-        return self._rows(hidden[first - 1 - start :])
+        return self._rows(self._run(tokens, start)[first - 1 - start :])

@@ -1,0 +1,239 @@
+"""A loaded pair: denoiser, verifier and their tokenizer, and the public way to load each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from apdcli.decode.types import Pair
+from apdcli.engine.device import resolve_device
+from apdcli.engine.eager import EagerDenoiser, EagerVerifier, banned_ids
+from apdcli.errors import ModelError, PromptError, UsageError
+from apdcli.load import tokenizer as tokenizers
+from apdcli.load.hub import resolve_model
+from apdcli.load.profile import DEFAULT_PROFILE, ModelSection, Profile, find_profile
+from apdcli.load.settings import Settings, resolve_settings
+from apdcli.load.tokenizer import Tokenizer
+from apdcli.load.weights import load_transformer
+from apdcli.models.transformer import Transformer
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """Models on their devices, ready to decode; made by :func:`load_pair`.
+
+    Attributes:
+        profile: where the settings came from.
+        tokenizer: the denoiser's; the verifier's agrees with it on every id that may be produced.
+        denoiser: the diffusion model.
+        verifier: the autoregressive model; None in a profile without one.
+        allowed_ids: ids that may be produced: defined, known to both models, not the mask.
+        stop_ids: ids that end an answer.
+    """
+
+    profile: Profile
+    tokenizer: Tokenizer
+    denoiser: Transformer
+    verifier: Transformer | None
+    allowed_ids: tuple[int, ...]
+    stop_ids: frozenset[int]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the canvas lives: the denoiser's device."""
+        return self.denoiser.model.embed_tokens.weight.device
+
+    @property
+    def context(self) -> int:
+        """Positions that prompt and answer may take together."""
+        nets = (self.denoiser, self.verifier)
+        return min(net.config.max_positions for net in nets if net is not None)
+
+    def models(self, capacity: int) -> Pair:
+        """The models with empty caches for `capacity` positions, as strategies see them.
+
+        Raises:
+            DeviceError: no memory for the caches.
+        """
+        vocab = 1 + max(self.allowed_ids)
+        banned = banned_ids(self.allowed_ids, vocab, self.device)
+        verifier = None
+        if self.verifier is not None:
+            verifier = EagerVerifier(self.verifier, banned, capacity)
+        return Pair(EagerDenoiser(self.denoiser, banned, capacity), verifier)
+
+    def prompt_ids(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        system: str | None = None,
+        raw: bool = False,
+    ) -> tuple[int, ...]:
+        """Token ids of a prompt: through the chat template, or as they are with `raw`.
+
+        Args:
+            prompt: a user message, or messages of {"role", "content"}.
+            system: put first as a system message, unless the messages bring their own.
+            raw: `prompt` is text to continue; no template, no system message.
+
+        Raises:
+            PromptError: nothing to decode, or the template refuses the messages.
+            UsageError: `raw` with messages.
+        """
+        if raw:
+            if not isinstance(prompt, str):
+                raise UsageError("raw text and a list of messages do not go together")
+            ids = self.tokenizer.encode(prompt)
+        else:
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            if not any(m.get("content", "").strip() for m in messages if m.get("role") == "user"):
+                raise PromptError("the prompt is empty; give some text as PROMPT or on stdin")
+            if system and all(m.get("role") != "system" for m in messages):
+                messages = [{"role": "system", "content": system}, *messages]
+            ids = self.tokenizer.chat(messages)
+        if not ids:
+            raise PromptError("the prompt is empty; give some text as PROMPT or on stdin")
+        return tuple(ids)
+
+
+def load_pair(
+    profile: str | Path | Profile = DEFAULT_PROFILE,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> LoadedPair:
+    """Load the models of a profile.
+
+    Args:
+        profile: a profile's name, or a path to a .toml file.
+        device: overrides the profile's devices: auto, cpu, cuda, cuda:N or mps.
+        dtype: overrides the profile's dtypes: auto, float32, float16 or bfloat16.
+
+    Raises:
+        ProfileError: no such profile, or a damaged one.
+        ModelError: a model folder is missing, damaged or of an unknown family, or the two
+            tokenizers differ.
+        DeviceError: the device is not there or has no room.
+    """
+    if not isinstance(profile, Profile):
+        profile = find_profile(profile)
+    return load_models(profile, resolve_settings(profile, {"device": device, "dtype": dtype}, {}))
+
+
+def load_models(profile: Profile, settings: Settings) -> LoadedPair:
+    """Load a profile's models where `settings` say (denoiser_device, denoiser_dtype, ...).
+
+    Raises:
+        ModelError, DeviceError: as :func:`load_pair`.
+    """
+    denoiser_folder = _resolve(profile.denoiser, profile)
+    tokenizer = tokenizers.load_tokenizer(denoiser_folder)
+    shared: Iterable[int] = tokenizer.defined_ids
+    verifier_folder = None
+    if profile.verifier is not None:
+        verifier_folder = _resolve(profile.verifier, profile)
+        other = tokenizers.load_tokenizer(verifier_folder)
+        check_agreement(tokenizer, other)
+        shared = tokenizer.shared_ids(other)
+    denoiser = _load("denoiser", denoiser_folder, settings)
+    mask_id = denoiser.config.mask_id
+    if mask_id is None:
+        raise ModelError(
+            f"{denoiser_folder} cannot denoise: family {denoiser.config.family!r} has no mask token"
+        )
+    verifier = None if verifier_folder is None else _load("verifier", verifier_folder, settings)
+    if verifier is not None and not verifier.config.causal:
+        raise ModelError(
+            f"{verifier_folder} cannot verify: family {verifier.config.family!r} is not causal"
+        )
+    width = min(net.config.vocab_size for net in (denoiser, verifier) if net is not None)
+    return LoadedPair(
+        profile=profile,
+        tokenizer=tokenizer,
+        denoiser=denoiser,
+        verifier=verifier,
+        allowed_ids=tuple(i for i in shared if i < width and i != mask_id),
+        stop_ids=tokenizer.stop_ids | set(denoiser.config.stop_ids),
+    )
+
+
+def check_agreement(denoiser: Tokenizer, verifier: Tokenizer) -> None:
+    """Raise ModelError naming the first difference unless one tokenizer serves both models."""
+    difference = denoiser.first_difference(verifier)
+    if difference is not None:
+        raise ModelError(
+            f"denoiser and verifier need one tokenizer, but theirs differ: {difference}; "
+            "choose a verifier made for the denoiser's tokenizer"
+        )
+
+
+def _resolve(spec: ModelSection, profile: Profile) -> Path:
+    return resolve_model(spec.model, base=profile.base, revision=spec.revision)
+
+
+def _load(role: str, folder: Path, settings: Settings) -> Transformer:
+    device = resolve_device(settings[f"{role}_device"].value)
+    return load_transformer(folder, device=device, dtype=settings[f"{role}_dtype"].value)
+
+
+class LoadedDenoiser:
+    """One denoiser without a cache, for looking at its logits; made by :func:`load_denoiser`."""
+
+    def __init__(self, net: Transformer, tokenizer: Tokenizer) -> None:
+        self.net = net
+        self.tokenizer = tokenizer
+        width = net.config.vocab_size
+        device = net.model.embed_tokens.weight.device
+        defined = (i for i in tokenizer.defined_ids if i < width)
+        self._banned = banned_ids(defined, width, device)
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """Logits that predict each position of `tokens`, whatever the family's shift.
+
+        Args:
+            tokens: ids, masks included.
+
+        Returns:
+            [len(tokens), vocab] float32 on the CPU; ids that the tokenizer lacks are -inf. With
+            Dream's shift nothing predicts position 0: its own output stands in, as in the
+            published code.
+
+        Raises:
+            PromptError: no tokens, too many, or an id outside the vocabulary.
+        """
+        config = self.net.config
+        if not 0 < len(tokens) <= config.max_positions:
+            raise PromptError(
+                f"{len(tokens)} tokens given; 1 to {config.max_positions} are possible"
+            )
+        outside = [i for i in tokens if not 0 <= i < config.vocab_size]
+        if outside:
+            raise PromptError(f"id {outside[0]} is outside the vocabulary of {config.vocab_size}")
+        device = self.net.model.embed_tokens.weight.device
+        with torch.inference_mode():
+            engine = EagerDenoiser(self.net, self._banned, len(tokens))
+            return engine.logits(torch.tensor(tokens, device=device), 0, 0).cpu()
+
+
+def load_denoiser(
+    model: str | Path, *, device: str = "auto", dtype: str = "auto"
+) -> LoadedDenoiser:
+    """Load one denoiser from a folder or a hub id; errors as in :func:`load_pair`."""
+    folder = resolve_model(str(model), base=None, revision=None)
+    net = load_transformer(folder, device=resolve_device(device), dtype=dtype)
+    return LoadedDenoiser(net, tokenizers.load_tokenizer(folder))
+
+
+def load_tokenizer(model: str | Path) -> Tokenizer:
+    """Load a tokenizer from a folder or a hub id.
+
+    Raises:
+        ModelError: the folder is missing or its tokenizer is damaged.
+    """
+    return tokenizers.load_tokenizer(resolve_model(str(model), base=None, revision=None))

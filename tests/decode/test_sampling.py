@@ -1,0 +1,112 @@
+"""Sampling on hand-computed distributions of four tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from apdcli.decode.params import DecodeParams, make_params
+from apdcli.decode.sampling import (
+    Sampler,
+    filtered,
+    gumbel_noise,
+    top_k_filter,
+    top_p_filter,
+)
+from apdcli.errors import ParameterError
+
+INF = float("inf")
+# Probabilities 0.5, 0.25, 0.15, 0.1 in mixed order.
+LOGITS = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
+
+
+def kept(logits: torch.Tensor) -> list[int]:
+    return logits[0].isfinite().nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize(("k", "ids"), [(1, [1]), (2, [1, 3]), (3, [1, 2, 3]), (9, [0, 1, 2, 3])])
+def test_top_k(k: int, ids: list[int]) -> None:
+    assert kept(top_k_filter(LOGITS, k)) == ids
+
+
+@pytest.mark.parametrize(
+    ("p", "ids"),
+    [
+        (0.01, [1]),
+        (0.49, [1]),
+        (0.51, [1, 3]),
+        (0.76, [1, 2, 3]),
+        (0.95, [0, 1, 2, 3]),
+        (1.0, [0, 1, 2, 3]),
+    ],
+)
+def test_top_p_is_the_smallest_set_that_reaches_p(p: float, ids: list[int]) -> None:
+    assert kept(top_p_filter(LOGITS, p)) == ids
+
+
+def test_temperature_comes_first_then_k_then_p() -> None:
+    # At T = 0.5 the probabilities square: 0.25, 0.0625, 0.0225, 0.01 over 0.345, so 0.72 of the
+    # mass lies on the first; of the best two it is 0.8, so p = 0.79 keeps one after k = 2 only.
+    params = DecodeParams(temperature=0.5, top_k=2, top_p=0.79)
+    assert kept(filtered(LOGITS, params)) == [1]
+    assert kept(filtered(LOGITS, DecodeParams(temperature=0.5, top_p=0.79))) == [1, 3]
+    ratio = filtered(LOGITS, DecodeParams(temperature=0.5)).softmax(-1)[0]
+    torch.testing.assert_close(ratio, torch.tensor([0.01, 0.25, 0.0225, 0.0625]) / 0.345)
+
+
+def test_filtering_survives_forbidden_ids() -> None:
+    logits = LOGITS.clone()
+    logits[0, 1] = -INF
+    for params in (DecodeParams(temperature=1, top_k=4), DecodeParams(temperature=1, top_p=0.99)):
+        assert 1 not in kept(filtered(logits, params))
+
+
+def test_gumbel_argmax_follows_the_softmax() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = 20_000
+    noise = gumbel_noise(torch.empty(draws, 4), generator)
+    assert noise.isfinite().all()
+    seen = Counter((LOGITS + noise).argmax(-1).tolist())
+    expected = LOGITS[0].double().softmax(-1) * draws
+    assert stats.chisquare([seen[i] for i in range(4)], expected.tolist()).pvalue > 1e-3
+    assert abs(noise.mean() - 0.5772) < 0.02  # Euler's constant
+
+
+def test_greedy_needs_no_noise_and_takes_the_best() -> None:
+    sampler = Sampler(DecodeParams(temperature=0, top_k=1, top_p=0.1), "cpu")
+    assert sampler.noise(LOGITS) is None
+    assert sampler.draw(LOGITS, None).tolist() == [1]
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_a_seed_gives_the_same_noise_again(seed: int) -> None:
+    one, two = (Sampler(DecodeParams(temperature=1, seed=seed), "cpu") for _ in range(2))
+    assert torch.equal(one.noise(LOGITS), two.noise(LOGITS))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", 0),
+        ("max_tokens", 1.5),
+        ("temperature", -0.1),
+        ("temperature", INF),
+        ("top_k", 0),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("temperature", True),
+    ],
+)
+def test_out_of_range_names_field_value_and_range(name: str, value: object) -> None:
+    with pytest.raises(ParameterError) as caught:
+        make_params("apd", **{name: value})
+    assert caught.value.field == name
+    assert repr(value) in str(caught.value)
+    assert caught.value.allowed in str(caught.value)
