@@ -1,0 +1,1 @@
+"""The embedded pair: its weights (`pair/`) and the recipe that made them (`corpus/`, `train`)."""

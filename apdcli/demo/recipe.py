@@ -1,0 +1,95 @@
+"""What is trained, how long, on which mixture: the recipe's numbers and nothing else.
+
+Lengths are in pools of `POOL_EXAMPLES` corpus examples, not in minutes, so that the same seed
+gives the same run on a faster or slower machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from apdcli.models.config import ModelConfig
+
+POOL_EXAMPLES = 2048
+VOCAB_SIZE = 1280
+MAX_POSITIONS = 1024
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training with one objective.
+
+    `objective` is "causal" (next token) or "masks" (masked positions, full attention, shift).
+    The learning rate runs linearly from `lr_start` to `lr_end` (factors of the peak) after
+    `warmup_pools`.  `weights` replaces the corpus' own family weights by name.
+    """
+
+    objective: str
+    pools: int
+    lr_start: float = 1.0
+    lr_end: float = 1.0
+    warmup_pools: float = 0.0
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One network: its shape, its stages, its batch size in tokens and its peak rates."""
+
+    config: ModelConfig
+    stages: tuple[Stage, ...]
+    batch_tokens: int
+    matrix_lr: float = 0.02
+    vector_lr: float = 3e-3
+
+
+def _config(
+    family: str, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, tied: bool
+) -> ModelConfig:
+    diffusion = family == "Dream"
+    return ModelConfig(
+        family=family, vocab_size=VOCAB_SIZE, hidden_size=hidden, intermediate_size=ffn,
+        num_layers=layers, num_heads=heads, num_kv_heads=kv_heads, head_dim=hidden // heads,
+        rope_theta=10000.0, rms_norm_eps=1e-6, max_positions=MAX_POSITIONS,
+        causal=not diffusion, shift=diffusion, tied=tied, qkv_bias=True,
+        mask_id=3 if diffusion else None, stop_ids=(0,),
+    )  # fmt: skip
+
+
+PRESETS: dict[str, dict[str, Plan]] = {
+    # Two CPU cores.
+    "cpu": {
+        "verifier": Plan(
+            _config("qwen2", 96, 256, 3, 4, 4, tied=True),
+            (Stage("causal", 60, 1.0, 0.02, 1.0),),
+            batch_tokens=6144,
+        ),
+        "denoiser": Plan(
+            _config("Dream", 192, 512, 6, 6, 3, tied=False),
+            (
+                Stage("causal", 130, 1.0, 1.0, 2.0),
+                Stage("masks", 150, 1.0, 1.0, 1.0),
+                Stage("masks", 130, 1.0, 0.02),
+            ),
+            batch_tokens=6144,
+        ),
+    },
+    # One large GPU.
+    "gpu": {
+        "verifier": Plan(
+            _config("qwen2", 160, 448, 4, 5, 5, tied=True),
+            (Stage("causal", 150, 1.0, 0.02, 4.0),),
+            batch_tokens=32768,
+        ),
+        "denoiser": Plan(
+            _config("Dream", 384, 1024, 8, 6, 6, tied=False),
+            (
+                Stage("causal", 500, 1.0, 1.0, 8.0),
+                Stage("masks", 700, 1.0, 1.0, 4.0),
+                Stage("masks", 700, 1.0, 0.02),
+            ),
+            batch_tokens=32768,
+        ),
+    },
+}
