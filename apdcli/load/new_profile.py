@@ -2,44 +2,76 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
+from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams
 from apdcli.errors import OutputError, UsageError
 from apdcli.load.profile import user_profiles_dir
 
-TEMPLATE = """\
+_HEAD = """\
 description = "my own profile"
 
 # model: a hub id (org/name), a folder (relative to this file), or the embedded pair.
 [denoiser]
 model = "embedded:denoiser"
-# revision = "main"      # branch, tag or commit of a hub id
-# dtype = "auto"         # auto, float32, float16, bfloat16
-# device = "auto"        # auto, cpu, cuda, cuda:N, mps
+# revision = "main"          # branch, tag or commit of a hub id
+# dtype = "auto"             # auto, float32, float16, bfloat16
+# device = "auto"            # auto, cpu, cuda, cuda:N, mps
 
-# Without a verifier only strategy = "left_to_right" can run.
+# Strategies that verify need this table; the others do without.
 [verifier]
 model = "embedded:verifier"
 
 [decode]
-strategy = "apd"         # apd, left_to_right, autoregressive
-mixture_weight = 0.7     # R, 0 to 1: higher trusts the denoiser more, faster and less exact
-recompute_window = 16    # W, tokens behind the cursor recomputed each step, or "all"
-max_lookahead = 100      # M, positions drafted each step, or "all"
-max_tokens = 256
-temperature = 0.0        # 0 is greedy
-# top_k = 50
-# top_p = 0.95
-# seed = 0
-# stop = ["\\n\\n"]        # texts that end the answer
-# k = 1                  # tokens a step, for left_to_right
-
+"""
+_TAIL = """
 [chat]
 # system = "You are a helpful assistant."
 """
+_COMMENTS = {
+    "mixture_weight": "R, 0 to 1: higher trusts the denoiser more, faster and less exact",
+    "recompute_window": 'W, tokens behind the cursor recomputed each step, or "all"',
+    "max_lookahead": 'M, positions drafted each step, or "all"',
+    "k": "tokens a step",
+    "temperature": "0 is greedy",
+    "stop": "texts that end the answer",
+}
+# What to show for a setting whose default is "none": None cannot be written in TOML.
+_EXAMPLES = {"top_k": 50, "top_p": 0.95, "steps": 64}
+
+
+def template() -> str:
+    """A commented profile: the default strategy's values, and those of the others to uncomment."""
+    default, *others = STRATEGIES.values()
+    names = ", ".join(STRATEGIES)
+    lines = [f'strategy = "{default.name}"', f"# strategies: {names}"]
+    lines += [_line(f.name, f.default) for f in fields(default.params)]
+    lines += [_line(f.name, f.default) for f in fields(DecodeParams) if f.name in SHARED_FIELDS]
+    lines.append(_line("stop", None))
+    shown = set(default.own_fields)
+    for info in others:
+        own = [f for f in fields(info.params) if f.name not in shown]
+        shown |= set(info.own_fields)
+        if own:
+            lines.append(f"\n# {info.name}: {info.summary}")
+            lines += ["# " + _line(f.name, f.default).removeprefix("# ") for f in own]
+    return _HEAD + "\n".join(lines) + "\n" + _TAIL
+
+
+def _line(name: str, value: object) -> str:
+    """`name = value  # comment`; commented out where the default cannot be written."""
+    text = _toml(_EXAMPLES.get(name, ["\n\n"]) if value is None else value)
+    line = f"{'# ' if value is None else ''}{name} = {text}"
+    return f"{line:<28} # {_COMMENTS[name]}" if name in _COMMENTS else line
+
+
+def _toml(value: object) -> str:
+    return json.dumps(value)  # numbers, strings, lists and booleans are written as in JSON
 
 
 def new_profile(name: str) -> Path:
@@ -60,7 +92,7 @@ def new_profile(name: str) -> Path:
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(TEMPLATE)
+                file.write(template())
             Path(temporary).chmod(0o644)
             _publish(Path(temporary), path)
         finally:

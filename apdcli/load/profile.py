@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams, check
+from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams
 from apdcli.errors import ParameterError, ProfileError
 
 if sys.version_info >= (3, 11):
@@ -25,8 +25,12 @@ else:
 DEFAULT_PROFILE = "demo"
 Source = Literal["shipped", "user", "file"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-_DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?|mps)$"
-_DEVICES = "auto, cpu, cuda, cuda:N or mps"
+# Settings that are one of a few texts: (pattern, the same in words).
+_CHOICES = {
+    "strategy": ("|".join(STRATEGIES), f"one of {', '.join(STRATEGIES)}"),
+    "device": (r"auto|cpu|cuda(:\d+)?|mps", "auto, cpu, cuda, cuda:N or mps"),
+    "dtype": ("|".join(get_args(Dtype)), f"one of {', '.join(get_args(Dtype))}"),
+}
 
 
 class _Table(BaseModel):
@@ -39,7 +43,7 @@ class ModelSection(_Table):
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     dtype: Dtype = "auto"
-    device: Annotated[str, Field(pattern=_DEVICE_PATTERN)] = "auto"
+    device: Annotated[str, Field(pattern=f"^({_CHOICES['device'][0]})$")] = "auto"
 
 
 class ChatSection(_Table):
@@ -107,16 +111,12 @@ def check_value(name: str, value: Any) -> None:
     Raises:
         ParameterError: out of range, or no such strategy.
     """
-    if name == "strategy":
-        known = isinstance(value, str) and value in STRATEGIES
-        check(known, name, value, f"one of {', '.join(STRATEGIES)}")
-    elif name == "device":
-        check(re.match(_DEVICE_PATTERN, str(value)) is not None, name, value, _DEVICES)
-    elif name == "dtype":
-        check(value in get_args(Dtype), name, value, f"one of {', '.join(get_args(Dtype))}")
+    if name in _CHOICES:
+        if not isinstance(value, str) or not re.fullmatch(_CHOICES[name][0], value):
+            raise ParameterError(name, value, _CHOICES[name][1])
     elif name == "stop":
-        texts = isinstance(value, (list, tuple)) and all(isinstance(s, str) and s for s in value)
-        check(texts, name, value, "a list of strings that are not empty")
+        if not isinstance(value, (list, tuple)) or not all(isinstance(s, str) and s for s in value):
+            raise ParameterError(name, value, "a list of strings that are not empty")
     elif name in SHARED_FIELDS:
         DecodeParams(**{name: value})
     else:
@@ -267,11 +267,11 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         what = f"the table [{key}]" if len(loc) == 1 else f"the key {key}"
         return f"{what} is missing"
-    if key.endswith(".device"):
-        return (
-            f"{key} = {first['input']!r} is out of range: it must be auto, cpu, cuda, cuda:N or mps"
-        )
     wanted = first["msg"].removeprefix("Input should be ").replace("a valid ", "a ")
+    if "dictionary" in wanted:
+        wanted = f"a table, [{key}]"
+    elif loc[-1] in _CHOICES:
+        wanted = _CHOICES[loc[-1]][1]
     return f"{key} = {first['input']!r} is wrong: it must be {wanted}"
 
 

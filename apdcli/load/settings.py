@@ -32,6 +32,7 @@ Layer = tuple[Origin, Mapping[str, Any]]
 _MODELS, _PLACES = ("denoiser", "verifier"), ("device", "dtype")
 _TEXTS = ("strategy", "system", "profile", *_PLACES)  # read from the environment as they stand
 _ENVIRONMENT_PREFIX = "APD_"
+_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         text = environ.get(environment_variable(name))
         if not text or name == "stop":  # a list has no one way to be written in a variable
             continue
-        values[name] = text if name in _TEXTS else _number(text)
+        values[name] = text if name in _TEXTS else _read(name, text)
         try:
             _check(name, values[name])
         except UsageError as error:
@@ -187,14 +188,23 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def _number(text: str) -> int | float | str:
-    """The number that `text` writes; other texts ("all", or a mistake) stay as they are."""
+def _read(name: str, text: str) -> bool | int | float | str:
+    """What a variable's text means; texts that mean nothing ("much") stay for the check."""
+    word = text.strip().lower()
+    if name in _switches() and word in _WORDS:
+        return _WORDS[word]
     for kind in (int, float):
         try:
-            return kind(text)
+            return kind(word)
         except ValueError:
             continue
     return text.strip()
+
+
+def _switches() -> set[str]:
+    """Names of the parameters that are true or false."""
+    every = (f for info in STRATEGIES.values() for f in fields(info.params))
+    return {f.name for f in every if isinstance(f.default, bool)}
 
 
 def _both_models(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def load_transformer(
     """
     layout = check_layout(Path(folder))
     device = torch.device(device)
-    wanted = _dtype(dtype, device) if isinstance(dtype, str) else dtype
+    wanted = resolve_dtype(dtype, device) if isinstance(dtype, str) else dtype
     with torch.device("meta"), _NoInit():
         net = Transformer(layout.config)
     try:
@@ -68,7 +68,12 @@ class _NoInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype to compute in; "auto" is float32 on a CPU, where halves are slower, else bfloat16.
+
+    Raises:
+        DeviceError: no such dtype.
+    """
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if name not in _DTYPES:

@@ -59,7 +59,13 @@ def test_ids_equal_transformers_own_qwen2(dream: Tokenizer) -> None:
     theirs = Qwen2Tokenizer(
         vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), unk_token=None
     )
-    for text in ("Hello, wörld!\r\n\n  x", "a\u0301 é", "١٢٣ 12345", "it's WE'LL", "\t\t \u3000日本"):
+    for text in (
+        "Hello, wörld!\r\n\n  x",
+        "a\u0301 é",
+        "١٢٣ 12345",
+        "it's WE'LL",
+        "\t\t \u3000日本",
+    ):
         assert dream.encode(text) == theirs.encode(text, add_special_tokens=False)
 
 
@@ -213,14 +219,20 @@ def test_a_stream_of_any_bytes_equals_replacing_at_the_end(raw: bytes, data: st.
 
 def test_flush_starts_anew() -> None:
     stream = TextStream([b"\xe2\x82", b"x"].__getitem__)
-    assert (stream.push([0]), stream.flush(), stream.push([1])) == ("", "\N{REPLACEMENT CHARACTER}", "x")
+    assert (stream.push([0]), stream.flush(), stream.push([1])) == (
+        "",
+        "\N{REPLACEMENT CHARACTER}",
+        "x",
+    )
 
 
 def qwen_like(folder: Path, extra: dict[int, tuple[str, bool]]) -> Tokenizer:
     """The Dream folder's vocabulary with other added tokens: id -> (text, special)."""
     (folder / "added_tokens.json").unlink()
     added = {str(i): {"content": text, "special": special} for i, (text, special) in extra.items()}
-    edit(folder / "tokenizer_config.json", added_tokens_decoder=added, mask_token=..., bos_token=...)
+    edit(
+        folder / "tokenizer_config.json", added_tokens_decoder=added, mask_token=..., bos_token=...
+    )
     return load_tokenizer(folder)
 
 
@@ -305,7 +317,9 @@ def test_bad_files(copy: Copy, name: str, content: str, says: str) -> None:
 def test_missing_files(copy: Copy, name: str) -> None:
     folder = copy("hub_dream")
     (folder / name).unlink()
-    with pytest.raises(ModelError, match=rf"holds no tokenizer: neither tokenizer\.json nor {name}"):
+    with pytest.raises(
+        ModelError, match=rf"holds no tokenizer: neither tokenizer\.json nor {name}"
+    ):
         load_tokenizer(folder)
 
 

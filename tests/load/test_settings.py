@@ -1,0 +1,149 @@
+"""Settings: flag, environment, profile, default, in that order."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apdcli.decode.params import STRATEGIES, make_params
+from apdcli.errors import ParameterError, ProfileError, UnknownParameterError, UsageError
+from apdcli.load.profile import Profile, find_profile
+from apdcli.load.settings import Setting, choose_profile, environment_variable, resolve_settings
+
+PROFILE = (
+    '[denoiser]\nmodel="x"\ndevice="cpu"\n[verifier]\nmodel="y"\n'
+    '[decode]\nmixture_weight=0.3\nk=4\nmax_tokens=7\nstop=["p"]\n[chat]\nsystem="prof"\n'
+)
+# setting: another value by flag, as a text in the environment, and what that text means
+OTHERS: dict[str, tuple[Any, str, Any]] = {
+    "mixture_weight": (0.1, "0.2", 0.2),
+    "recompute_window": (3, "all", "all"),
+    "max_lookahead": ("all", "5", 5),
+    "temperature": (0.5, "1", 1),
+    "top_p": (0.5, "0.25", 0.25),
+    "top_k": (3, "4", 4),
+    "seed": (3, "4", 4),
+    "max_tokens": (3, "4", 4),
+    "system": ("flag", "env", "env"),
+}
+IN_PROFILE = {"mixture_weight": 0.3, "max_tokens": 7, "system": "prof"}
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Profile:
+    path = tmp_path / "p.toml"
+    path.write_text(PROFILE)
+    return find_profile(path)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_precedence(profile: Profile, name: str) -> None:
+    flag, text, meant = OTHERS[name]
+    environ = {environment_variable(name): text}
+    assert environment_variable(name) == f"APD_{name.upper()}"
+    assert resolve_settings(profile, {name: flag}, environ)[name] == Setting(flag, "flag")
+    resolved = resolve_settings(profile, {name: None}, environ)[name]
+    assert resolved == Setting(meant, "environment")
+    bare = resolve_settings(profile, {}, {environment_variable(name): ""})[name]
+    assert bare.origin == ("profile" if name in IN_PROFILE else "default")
+    if name in IN_PROFILE:
+        assert bare.value == IN_PROFILE[name]
+
+
+def test_strategy_and_its_parameters(profile: Profile) -> None:
+    assert resolve_settings(profile, {}, {})["strategy"] == Setting("apd", "default")
+    settings = resolve_settings(profile, {}, {"APD_STRATEGY": "left_to_right"})
+    assert settings["strategy"] == Setting("left_to_right", "environment")
+    assert settings["k"] == Setting(4, "profile")
+    assert "mixture_weight" not in settings
+    settings = resolve_settings(profile, {"strategy": "apd", "stop": ["f"]}, {"APD_K": "2"})
+    assert "k" not in settings
+    assert settings.stop == ("f",)
+    assert settings.system == "prof"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_values_make_parameters(profile: Profile, strategy: str) -> None:
+    settings = resolve_settings(profile, {"strategy": strategy}, {})
+    shared, own = make_params(settings.strategy, **settings.decode_values())
+    assert shared.max_tokens == 7
+    assert isinstance(own, STRATEGIES[strategy].params)
+
+
+def test_device_and_dtype_are_of_both_models(profile: Profile) -> None:
+    settings = resolve_settings(profile, {"dtype": "bfloat16"}, {"APD_DEVICE": "cuda:0"})
+    assert settings["denoiser_device"] == Setting("cuda:0", "environment")
+    assert settings["verifier_dtype"] == Setting("bfloat16", "flag")
+    settings = resolve_settings(profile, {}, {})
+    assert settings["denoiser_device"] == Setting("cpu", "profile")
+    assert settings["verifier_device"] == Setting("auto", "default")
+
+
+def test_which_profile(profile: Profile) -> None:
+    assert choose_profile(None, {}) == Setting("demo", "default")
+    assert choose_profile(None, {"APD_PROFILE": "a"}) == Setting("a", "environment")
+    assert choose_profile("b", {"APD_PROFILE": "a"}) == Setting("b", "flag")
+    demo = find_profile("demo")
+    assert resolve_settings(demo, {}, {})["profile"] == Setting("demo", "default")
+    assert resolve_settings(demo, {}, {"APD_PROFILE": "demo"})["profile"].origin == "environment"
+    assert resolve_settings(demo, {"profile": "demo"}, {})["profile"].origin == "flag"
+    named = resolve_settings(profile, {}, {})["profile"]
+    assert named == Setting(str(profile.path), "flag")
+
+
+def test_json(profile: Profile) -> None:
+    table = resolve_settings(profile, {"seed": 3}, {}).as_json()
+    assert table["seed"] == {"value": 3, "from": "flag"}
+    assert table["stop"] == {"value": ["p"], "from": "profile"}
+    assert json.loads(json.dumps(table)) == table
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("APD_K", "0"),
+        ("APD_MIXTURE_WEIGHT", "much"),
+        ("APD_TEMPERATURE", "nan"),
+        ("APD_MAX_TOKENS", "1.5"),
+        ("APD_STRATEGY", "apt"),
+        ("APD_DEVICE", "gpu"),
+        ("APD_DTYPE", "fp8"),
+    ],
+)
+def test_bad_environment(profile: Profile, variable: str, text: str) -> None:
+    with pytest.raises(ProfileError, match=rf"^environment variable {variable}: .* out of range"):
+        resolve_settings(profile, {}, {variable: text})
+
+
+def test_bad_flags(profile: Profile) -> None:
+    with pytest.raises(ParameterError, match="W >= 1") as out_of_range:
+        resolve_settings(profile, {"recompute_window": 0}, {})
+    assert out_of_range.value.exit_status == 2
+    with pytest.raises(UsageError, match="there are: apd"):
+        resolve_settings(profile, {"strategy": "apt"}, {})
+    with pytest.raises(UnknownParameterError, match="'left_to_right' has no parameter 'mixture"):
+        resolve_settings(profile, {"strategy": "left_to_right", "mixture_weight": 0.5}, {})
+    with pytest.raises(UnknownParameterError, match="no parameter 'mixture'"):
+        resolve_settings(profile, {"mixture": 0.5}, {})
+    with pytest.raises(ParameterError, match="device = 'gpu'"):
+        resolve_settings(profile, {"device": "gpu"}, {})
+
+
+def test_switches_in_the_environment(profile: Profile) -> None:
+    switches = [
+        (info.name, field.name)
+        for info in STRATEGIES.values()
+        for field in fields(info.params)
+        if isinstance(field.default, bool)
+    ]
+    for strategy, name in switches:
+        variable = environment_variable(name)
+        for text, meant in (("true", True), ("0", False)):
+            settings = resolve_settings(profile, {"strategy": strategy}, {variable: text})
+            assert settings[name] == Setting(meant, "environment")
+        with pytest.raises(ProfileError, match=variable):
+            resolve_settings(profile, {"strategy": strategy}, {variable: "maybe"})
