@@ -1,0 +1,114 @@
+"""What `apd` understands: its commands and options. Parsing only; nothing is run and no torch.
+
+A command returns what is to be done, as a function of the context: so no parser stands between
+the work and the one place that handles its failures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from apdcli import __version__
+from apdcli.cli import options, profiles
+from apdcli.cli.context import Context
+
+Todo = Callable[[Context], int]
+
+_EPILOG = """\b
+Settings that are not given come from APD_* variables (APD_TEMPERATURE=0.7), then from the
+profile, then from the defaults shown.
+\b
+Examples:
+  apd generate "Write a haiku about the sea"
+  apd generate -p dream -R 0.5 -n 512 "Explain how tides work" -o tides.txt
+  cat notes.txt | apd generate "Summarize this" --json | jq .usage
+"""
+
+
+def build() -> typer.Typer:
+    """The application: `apd` with all its commands."""
+    app = typer.Typer(
+        name="apd",
+        add_completion=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    command = app.command(
+        "generate",
+        cls=options.GroupedCommand,
+        epilog=_EPILOG,
+        options_metavar="[OPTIONS]",
+    )
+    command(options.with_flags(_generate))
+    app.add_typer(profiles.build(), name="profiles")
+    return app
+
+
+def parse(args: list[str], context: Context) -> Todo | int:
+    """What `args` ask for, or the exit status where the parser has done it itself (--help).
+
+    Raises:
+        ApdError, or an exception with `format_message` of Typer's: the command line is wrong.
+    """
+    result = get_command(build()).main(args, prog_name="apd", standalone_mode=False, obj=context)
+    return result if callable(result) else int(result or 0)
+
+
+def _root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --version: versions of what matters.")
+    ] = False,
+) -> Any:
+    """Diffusion language models on the command line, several tokens at a time."""
+    context: Context = ctx.obj
+    context.debug = debug
+    if ctx.invoked_subcommand is not None:
+        return None
+    if not version:
+        typer.echo(ctx.get_help())
+        return 0
+    if not as_json:
+        return _printer(f"apd {__version__}")
+    from apdcli.cli.report import versions
+
+    return _printer(json.dumps(versions()))
+
+
+def _printer(text: str) -> Todo:
+    def run(context: Context) -> int:
+        context.print(text)
+        return 0
+
+    return run
+
+
+def _generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROMPT]",
+            show_default=False,
+            help="The message, or text to continue with --raw. Piped standard input goes before "
+            "it, with a blank line between; '-' or nothing: standard input alone.",
+        ),
+    ] = None,
+    **values: Any,
+) -> Todo:
+    """Generate text: several tokens a step, shown as they are accepted.
+
+    Standard output gets the answer and nothing else.
+    """
+    from apdcli.cli import generate
+
+    job = generate.Job.of(prompt, values)
+    return lambda context: generate.run(job, context)

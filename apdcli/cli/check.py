@@ -1,0 +1,133 @@
+"""What would run with a profile: everything `apd generate` loads but the weights' values.
+
+Knows nothing of streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from apdcli.cli.report import settings_line
+from apdcli.decode.params import make_params, strategy_info
+from apdcli.engine.device import resolve_device
+from apdcli.engine.pair import check_agreement
+from apdcli.errors import ModelError, UsageError
+from apdcli.load.hub import resolve_model
+from apdcli.load.layout import Layout, check_layout
+from apdcli.load.profile import Profile, find_profile
+from apdcli.load.settings import Settings, choose_profile, resolve_settings
+from apdcli.load.tokenizer import load_tokenizer
+from apdcli.load.weights import resolve_dtype
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """One model of the pair, as it would be loaded."""
+
+    role: str
+    folder: str
+    family: str
+    parameters: int
+    bytes_stored: int
+    bytes_loaded: int
+    context: int
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A profile that can run."""
+
+    profile: Profile
+    settings: Settings
+    models: tuple[ModelReport, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "profile": self.profile.name,
+            "path": str(self.profile.path),
+            "models": [asdict(model) for model in self.models],
+            "settings": self.settings.as_json(),
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        lines = [f"profile   {self.profile.name} ({self.profile.path})"]
+        for model in self.models:
+            lines.append(
+                f"{model.role:9} {model.folder}\n"
+                f"          {model.family}, {_counted(model.parameters)} parameters, "
+                f"{_sized(model.bytes_loaded)} as {model.dtype} on {model.device}, "
+                f"context {model.context}"
+            )
+        return [*lines, f"settings  {settings_line(self.settings)}", "ready     yes"]
+
+
+def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
+    """Check a profile and its models.
+
+    Args:
+        name: a profile's name or path; None takes APD_PROFILE or the default.
+        environ: the process's environment.
+
+    Raises:
+        ApdError: what `apd generate` would refuse, but for damage inside the weights' values.
+    """
+    profile = find_profile(choose_profile(name, environ).value)
+    settings = resolve_settings(profile, {"profile": name}, environ)
+    make_params(settings.strategy, **settings.decode_values())
+    if profile.verifier is None and strategy_info(settings.strategy).needs_verifier:
+        raise UsageError(
+            f"{profile.path}: strategy {settings.strategy!r} needs a [verifier] and there is none"
+        )
+    layouts: dict[str, Layout] = {}
+    for role in ("denoiser", "verifier"):
+        section = getattr(profile, role)
+        if section is not None:
+            folder = resolve_model(section.model, base=profile.base, revision=section.revision)
+            layouts[role] = check_layout(folder)
+    _check_roles(layouts)
+    tokenizers = [load_tokenizer(layout.folder) for layout in layouts.values()]
+    if len(tokenizers) == 2:
+        check_agreement(*tokenizers)
+    models = tuple(_model(role, layout, settings) for role, layout in layouts.items())
+    return Report(profile, settings, models)
+
+
+def _check_roles(layouts: Mapping[str, Layout]) -> None:
+    denoiser, verifier = layouts["denoiser"], layouts.get("verifier")
+    if denoiser.config.mask_id is None:
+        raise ModelError(f"{denoiser.folder} cannot denoise: it has no mask token")
+    if verifier is not None and not verifier.config.causal:
+        raise ModelError(f"{verifier.folder} cannot verify: it is not causal")
+
+
+def _model(role: str, layout: Layout, settings: Settings) -> ModelReport:
+    device = resolve_device(settings[f"{role}_device"].value)
+    dtype = resolve_dtype(settings[f"{role}_dtype"].value, device)
+    parameters = sum(prod(entry.shape) for _, entry in layout.entries.values())
+    return ModelReport(
+        role=role,
+        folder=str(Path(layout.folder)),
+        family=layout.config.family,
+        parameters=parameters,
+        bytes_stored=layout.num_bytes,
+        bytes_loaded=parameters * dtype.itemsize,
+        context=layout.config.max_positions,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+def _counted(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
+
+
+def _sized(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

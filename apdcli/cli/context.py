@@ -1,0 +1,105 @@
+"""The process as commands see it: streams, environment, signals; injected, so tests can be any.
+
+Knows no command and no error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from apdcli.cli.signals import Signals
+from apdcli.errors import OutputError
+
+
+@dataclass
+class Context:
+    """Standard streams (None where the process was started with one closed) and environment.
+
+    Attributes:
+        debug: show tracebacks; set by `apd --debug`.
+    """
+
+    stdin: TextIO | None
+    stdout: TextIO | None
+    stderr: TextIO | None
+    environ: Mapping[str, str]
+    signals: Signals = field(default_factory=Signals)
+    debug: bool = False
+
+    @classmethod
+    def of_process(cls) -> Context:
+        """The process's own."""
+        return cls(sys.stdin, sys.stdout, sys.stderr, os.environ)
+
+    @property
+    def out(self) -> TextIO:
+        """Standard output.
+
+        Raises:
+            OutputError: it is closed.
+        """
+        if self.stdout is None:
+            raise OutputError("standard output is closed; use -o FILE to write to a file")
+        return self.stdout
+
+    def print(self, text: str) -> None:
+        """Write a line to standard output: exact bytes, or what a terminal can show."""
+        out = self.out
+        if is_terminal(out):
+            from apdcli.render.text import visible
+
+            encoding = out.encoding or "utf-8"
+            out.write(visible(text).encode(encoding, "replace").decode(encoding) + "\n")
+        elif (raw := getattr(out, "buffer", None)) is not None:
+            out.flush()
+            raw.write((text + "\n").encode("utf-8", "surrogateescape"))
+        else:
+            out.write(text + "\n")
+        out.flush()
+
+    def say(self, text: str) -> None:
+        """Write one line to standard error; a standard error that is gone is no reason to fail."""
+        from apdcli.render.text import visible
+
+        self.tell(visible(" ".join(text.splitlines())) + "\n")
+
+    def tell(self, text: str) -> None:
+        """Write to standard error as it is."""
+        if self.stderr is None:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            encoding = getattr(self.stderr, "encoding", None) or "utf-8"
+            self.stderr.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self.stderr.flush()
+
+    def silence(self) -> bool:
+        """Let nothing more be written where nobody reads: the interpreter flushes once more.
+
+        Returns whether everything written so far has arrived.
+        """
+        arrived = True
+        for stream in (self.stdout, self.stderr):
+            if stream is None:
+                continue
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                arrived = False
+                with contextlib.suppress(OSError, ValueError):
+                    nowhere = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(nowhere, stream.fileno())
+                    os.close(nowhere)
+        return arrived
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether the stream is open on a terminal."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False

@@ -1,0 +1,237 @@
+"""`apd generate`: settings, prompt, models, events, answer; each step is another module's work.
+
+Torch is imported only once everything that can be wrong without it has been found right. Knows
+nothing of exit statuses but those of an answer: 0, or 130 when it was cut short by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from apdcli.cli import options
+from apdcli.cli.context import Context, is_terminal
+from apdcli.cli.outputs import OutputFile, check_writable
+from apdcli.cli.prompt import read_prompt
+from apdcli.errors import UnknownParameterError, UsageError
+
+if TYPE_CHECKING:
+    from apdcli.engine.session import Generation, Request
+    from apdcli.load.profile import Profile
+    from apdcli.load.settings import Settings
+    from apdcli.render import LiveView, PlainWriter, TraceWriter, ViewState
+
+INTERRUPTED = 130
+_PICTURES = (".svg", ".html")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the command line asked for, checked as far as it can be without reading any file."""
+
+    prompt: str | None
+    flags: Mapping[str, Any]  # settings given by flag, by name
+    raw: bool
+    json: bool
+    output: str | None
+    trace: str | None
+    export: str | None
+    no_live: bool
+    no_stream: bool
+    quiet: bool
+    verbose: bool
+
+    @classmethod
+    def of(cls, prompt: str | None, values: Mapping[str, Any]) -> Job:
+        """The job of these option texts.
+
+        Raises:
+            UsageError: a value out of range, or options that exclude each other.
+        """
+        if values["quiet"] and values["verbose"]:
+            raise UsageError(f"-q and -v exclude each other; {options.HELP_HINT}")
+        export = values["export"]
+        if export is not None and not export.lower().endswith(_PICTURES):
+            raise UsageError(
+                f"--export {export}: it must end in {' or '.join(_PICTURES)}; {options.HELP_HINT}"
+            )
+        own = {n: v for n, v in values.items() if n in cls.__dataclass_fields__}
+        return cls(prompt=prompt, flags=options.read_values(values), **own)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is shown while it is made."""
+        return not (self.json or self.output or self.no_stream)
+
+
+def run(job: Job, context: Context) -> int:
+    """Do the job; returns the exit status."""
+    profile, settings = _resolve(job, context)
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(OutputFile(job.output)) if job.output else None
+        for path in (job.trace, job.export):
+            if path is not None:
+                check_writable(path)
+        if target is None:
+            _ = context.out  # closed: say so before the work
+        prompt = read_prompt(job.prompt, context, raw=job.raw)
+        going = _load(profile, settings, prompt, job, context)
+        trace = stack.enter_context(_open_trace(job.trace, going)) if job.trace else None
+        generation = _decode(going, trace)
+        _deliver(generation, going, target)
+    if job.export is not None:
+        from apdcli.render.picture import export_picture
+
+        export_picture(job.export, going.state, prompt=prompt)
+    if trace is not None and trace.failure is not None:
+        raise trace.failure
+    return INTERRUPTED if generation.finish_reason == "interrupted" else 0
+
+
+@dataclass(frozen=True)
+class _Going:
+    """A job that is ready to decode, and how it looks while it does."""
+
+    job: Job
+    context: Context
+    settings: Settings
+    request: Request
+    state: ViewState
+
+
+def _resolve(job: Job, context: Context) -> tuple[Profile, Settings]:
+    """The profile and every setting; a parameter of another strategy is named by its flag."""
+    from apdcli.load.profile import find_profile
+    from apdcli.load.settings import Setting, Settings, choose_profile, resolve_settings
+
+    profile = find_profile(choose_profile(job.flags.get("profile"), context.environ).value)
+    try:
+        settings = resolve_settings(profile, job.flags, context.environ)
+    except UnknownParameterError as error:
+        own = [name for name in error.known if name in options.OWN_FIELDS]
+        takes = f"which takes {options.flags_of(own)}" if own else "which has none of its own"
+        raise UsageError(
+            f"{options.flag_of(error.field)} does not go with strategy {error.strategy}, {takes}"
+        ) from error
+    if settings["seed"].origin == "default" and settings["temperature"].value > 0:
+        fresh = Setting(secrets.randbelow(2**32), "default")
+        settings = Settings({**settings.table, "seed": fresh})
+    return profile, settings
+
+
+def _load(profile: Profile, settings: Settings, prompt: str, job: Job, context: Context) -> _Going:
+    """Load the models and check the request against them."""
+    began = time.perf_counter()
+    from apdcli.engine.pair import load_models
+    from apdcli.engine.session import prepare
+
+    pair = load_models(profile, settings)
+    request = prepare(pair, prompt, settings, raw=job.raw)
+    if job.verbose:
+        from apdcli.cli.report import loaded_lines
+
+        for line in loaded_lines(pair, settings, time.perf_counter() - began):
+            context.say(line)
+    return _Going(job, context, settings, request, _view_state(request, settings))
+
+
+def _view_state(request: Request, settings: Settings) -> ViewState:
+    from apdcli.cli.report import SYMBOLS
+    from apdcli.render import Settings as Shown
+    from apdcli.render import ViewState
+
+    tokenizer = request.pair.tokenizer
+    shown = tuple((s, str(settings[n].value)) for n, s in SYMBOLS.items() if n in settings)
+    return ViewState(
+        tokenizer.token_bytes,
+        len(request.prompt_ids),
+        settings=Shown(request.strategy, shown),
+        stop_ids=request.shared.stop_ids,
+        skip=tokenizer.special_ids,
+        stop=request.stop,
+    )
+
+
+def _open_trace(path: str, going: _Going) -> TraceWriter:
+    from apdcli.cli.report import versions
+    from apdcli.render import TraceWriter
+
+    request = going.request
+    return TraceWriter(
+        path,
+        token_bytes=request.pair.tokenizer.token_bytes,
+        prompt_len=len(request.prompt_ids),
+        settings=going.settings.as_json(),
+        versions=versions(),
+        stop_ids=sorted(request.shared.stop_ids),
+        stop=list(request.stop),
+    )
+
+
+def _decode(going: _Going, trace: TraceWriter | None) -> Generation:
+    """Run it to its end or to the first Ctrl-C, and show it on the way if it is to be shown."""
+    signals = going.context.signals
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(signals.patient())
+        consumers: list[Callable[[Any], None]] = [] if trace is None else [trace]
+        if going.job.streams:
+            view = _open_view(going)
+            stack.enter_context(view)
+            consumers.append(view)
+        else:
+            consumers.append(going.state.apply)
+        events = []
+        for event in going.request.events(lambda: signals.interrupted):
+            events.append(event)
+            for consume in consumers:
+                consume(event)
+    return going.request.result(events)
+
+
+def _open_view(going: _Going) -> LiveView | PlainWriter:
+    from apdcli.render import open_view
+
+    job, context = going.job, going.context
+    return open_view(
+        going.state,
+        live=not (job.no_live or job.quiet),
+        quiet=job.quiet,
+        verbose=job.verbose,
+        out=context.out,
+        err=context.stderr,
+        keyboard=context.stdin,
+        environ=context.environ,
+    )
+
+
+def _deliver(generation: Generation, going: _Going, target: OutputFile | None) -> None:
+    """Hand over what was not streamed, and the summary where the live view has not given it."""
+    job, context = going.job, going.context
+    if job.json:
+        from apdcli.cli.report import envelope
+
+        text = envelope(generation, going.settings, going.request.pair)
+    else:
+        text = generation.text
+    if target is not None:
+        target.write(text if text.endswith("\n") else text + "\n")
+    elif not job.streams:
+        context.print(text.removesuffix("\n"))
+    if _wants_summary(job, context):
+        from apdcli.render import summary_line
+
+        context.say(summary_line(going.state))
+
+
+def _wants_summary(job: Job, context: Context) -> bool:
+    from apdcli.render.terminal import can_draw
+
+    drawn = job.streams and not (job.no_live or job.quiet)
+    if drawn and can_draw(context.out, context.environ):
+        return False
+    people = is_terminal(context.stdout) and is_terminal(context.stderr)
+    return job.verbose or (people and not (job.quiet or job.json or job.output))

@@ -1,0 +1,109 @@
+"""The outer shell of `apd`: runs the program and holds the one map from failures to statuses.
+
+Almost nothing is imported before `main` runs, so that Ctrl-C in the first moment is caught, too.
+Knows no command: `app` parses, a command's own module works.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apdcli.cli.context import Context
+
+FAILED, USAGE, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
+_SIGNALLED = 128
+_BUG = "this should not happen; run with apd --debug for the traceback"
+
+
+def main(args: Sequence[str] | None = None, context: Context | None = None) -> int:
+    """Run `apd` and return its exit status; never raises, and prints at most one line of error.
+
+    Args:
+        args: without the program's name; None takes the process's.
+        context: streams and environment; None takes the process's.
+    """
+    try:
+        from apdcli.cli.context import Context
+
+        context = context or Context.of_process()
+        with context.signals:
+            try:
+                status = _program(sys.argv[1:] if args is None else list(args), context)
+            except BaseException as error:
+                status = _report(error, context)
+        if not context.silence() and status == 0:
+            status = FAILED
+    except KeyboardInterrupt:  # before there was a context, or after the work
+        status = INTERRUPTED
+    return status
+
+
+def _program(args: list[str], context: Context) -> int:
+    """Parse, then run what was asked for. No error handling: `main` has it all."""
+    from apdcli.cli.app import parse
+
+    job = parse(args, context)
+    status = job if isinstance(job, int) else job(context)
+    if context.stdout is not None:
+        context.stdout.flush()
+    return status
+
+
+def _report(error: BaseException, context: Context) -> int:
+    """Tell the user of a failure in one line, or with its traceback under --debug."""
+    status, line = outcome(error, interrupted=context.signals.interrupted)
+    if context.debug and status != CLOSED_PIPE:
+        import traceback
+
+        context.tell("".join(traceback.format_exception(error)))
+    if line:
+        context.say(f"apd: {line}")
+    return status
+
+
+def outcome(error: BaseException, *, interrupted: bool = False) -> tuple[int, str]:
+    """The exit status and the line for the user (may be empty) of whatever ended the program.
+
+    Args:
+        error: what was raised.
+        interrupted: Ctrl-C was pressed; an import that it cut short fails with other errors.
+    """
+    from apdcli.cli.signals import Terminated
+    from apdcli.errors import ApdError
+
+    if isinstance(error, ApdError):
+        return error.exit_status, str(error)
+    if isinstance(error, Terminated):
+        return _SIGNALLED + error.number, ""
+    if isinstance(error, BrokenPipeError):
+        return CLOSED_PIPE, ""  # what the shell reports of cat in: cat FILE | head -1
+    if isinstance(error, KeyboardInterrupt) or interrupted:
+        return INTERRUPTED, ""
+    if isinstance(error, SystemExit):
+        return (error.code, "") if isinstance(error.code, int) else (FAILED, str(error.code or ""))
+    if hasattr(error, "format_message"):  # Typer's and Click's usage errors
+        return getattr(error, "exit_code", USAGE), _usage(error)
+    if isinstance(error, OSError):
+        where = error.filename or "standard output"
+        return FAILED, f"{where}: {(error.strerror or str(error)).lower()}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return FAILED, "out of memory; try a smaller -n or -M, another --dtype, or --device cpu"
+    text = " ".join(str(error).split())[:200]
+    return FAILED, f"{type(error).__name__}: {text} ({_BUG})"
+
+
+def _usage(error: BaseException) -> str:
+    """A parser's complaint with the command whose help answers it."""
+    message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+    ctx = getattr(error, "ctx", None)
+    command = "apd" if ctx is None else ctx.command_path
+    if "extra argument" in message and command.endswith("generate"):
+        message += ": put the prompt in quotes"
+    return f"{message[:1].lower()}{message[1:]}; see '{command} --help'"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

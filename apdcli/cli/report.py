@@ -1,0 +1,82 @@
+"""What a generation was: the JSON object of `--json`, the lines of `--verbose`. Knows no stream."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from apdcli import __version__
+
+if TYPE_CHECKING:
+    from apdcli.engine.pair import LoadedPair
+    from apdcli.engine.session import Generation
+    from apdcli.load.settings import Settings
+
+SYMBOLS = {"mixture_weight": "R", "recompute_window": "W", "max_lookahead": "M", "k": "K"}
+_ELSEWHERE = (
+    "profile",
+    *(f"{m}_{p}" for m in ("denoiser", "verifier") for p in ("device", "dtype")),
+)
+_LIBRARIES = ("torch", "tokenizers", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on, without importing anything."""
+    found = {"apdcli": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # a library that was put on the path by hand
+            found[name] = "unknown"
+    return found
+
+
+def envelope(generation: Generation, settings: Settings, pair: LoadedPair) -> str:
+    """The JSON object, on one line."""
+    table = settings.as_json()
+    for name, value in placed(pair).items():
+        table[name] = {"value": value, "from": settings[f"denoiser_{name}"].origin}
+    return json.dumps({**asdict(generation), "settings": table, "versions": versions()})
+
+
+def placed(pair: LoadedPair) -> dict[str, str]:
+    """Where the denoiser really is, which "auto" does not say."""
+    weight = pair.denoiser.model.embed_tokens.weight
+    return {"device": str(weight.device), "dtype": str(weight.dtype).removeprefix("torch.")}
+
+
+def loaded_lines(pair: LoadedPair, settings: Settings, seconds: float) -> list[str]:
+    """What is about to run, for `--verbose`."""
+    profile = pair.profile
+    lines = [f"profile   {profile.name} ({profile.path}), from {settings['profile'].origin}"]
+    sections = (("denoiser", pair.denoiser), ("verifier", pair.verifier))
+    for name, net in sections:
+        if net is None:
+            continue
+        weight = net.model.embed_tokens.weight
+        lines.append(
+            f"{name:9} {getattr(profile, name).model}, {millions(net)} parameters, "
+            f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}"
+        )
+    lines.append(f"loaded    in {seconds:.2f} s")
+    lines.append(f"settings  {settings_line(settings)}")
+    return lines
+
+
+def settings_line(settings: Mapping[str, Any]) -> str:
+    """Every decoding setting with where it came from: R=0.7 (profile), ..."""
+    shown = [
+        f"{SYMBOLS.get(name, name)}={setting.value} ({setting.origin})"
+        for name, setting in settings.items()
+        if name not in _ELSEWHERE and setting.value not in (None, [], ())
+    ]
+    return ", ".join(shown)
+
+
+def millions(net: Any) -> str:
+    """Number of parameters, in millions."""
+    return f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M"
