@@ -45,11 +45,13 @@ class UnknownParameterError(UsageError, TypeError):
 
     Attributes:
         field: the unknown name.
+        strategy: the one that was chosen.
         known: the names that would have been understood.
     """
 
     def __init__(self, field: str, strategy: str, known: Sequence[str]) -> None:
         self.field = field
+        self.strategy = strategy
         self.known = tuple(known)
         super().__init__(
             f"strategy {strategy!r} has no parameter {field!r}; it knows: {', '.join(known)}"

@@ -19,7 +19,7 @@ from apdcli.load.files import one_line
 from apdcli.load.layout import Layout, check_layout, damaged, read_config
 from apdcli.models.transformer import Transformer
 
-__all__ = ["check_layout", "load_transformer", "read_config"]
+__all__ = ["check_layout", "load_transformer", "read_config", "resolve_dtype"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
