@@ -7,12 +7,14 @@ so that text which has scrolled away and text on the screen are one and the same
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apdcli.render.state import Cell
 from apdcli.render.text import ORPHAN_BASE, extends, visible, width
 
 TAB = 8
+_DRAFT_ROWS = 3
+_DRAFT_COLUMNS = 60
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,28 @@ def glyphs(cells: Iterable[Cell]) -> list[Glyph]:
     return out
 
 
+def ahead(cells: Iterable[Cell], columns: int) -> list[Glyph]:
+    """Glyphs of what is not settled. Drafts stay low: newlines as ↵, and at most three rows.
+
+    A draft with real newlines would throw the status line up and down at every step.
+    """
+    out: list[Glyph] = []
+    room = max(_DRAFT_ROWS * columns, _DRAFT_COLUMNS)
+    inline = (
+        replace(cell, text=cell.text.replace("\n", "\u21b5").replace("\t", " "))
+        if cell.kind == "draft"
+        else cell
+        for cell in cells
+    )
+    for glyph in glyphs(inline):
+        if glyph.cell.kind == "draft":
+            room -= glyph.columns
+            if room < 0:
+                continue
+        out.append(glyph)
+    return out
+
+
 def _glyph(text: str, cell: Cell) -> Glyph:
     columns = width(text)
     if columns == 0 and text not in ("\n", "\t"):
@@ -78,12 +102,11 @@ class Line:
             self.column = self._after(wide)
         self.column %= columns
 
-    def expand(self, glyph: Glyph) -> Glyph:
-        """A tab as the spaces that it takes here; anything else as it is."""
+    def expand(self, glyph: Glyph) -> list[Glyph]:
+        """A tab as the spaces that it takes here (they wrap, tabs do not); else the glyph."""
         if glyph.text != "\t":
-            return glyph
-        wide = min(TAB - self._offset % TAB, max(1, self.columns - 1))
-        return Glyph(" " * wide, wide, glyph.cell)
+            return [glyph]
+        return [Glyph(" ", 1, glyph.cell)] * (TAB - self._offset % TAB)
 
     def wraps(self, glyph: Glyph) -> bool:
         """Whether the glyph does not fit in what is left of this row."""
@@ -114,12 +137,12 @@ def rows(tail: Iterable[Glyph], line: Line, most: int) -> tuple[list[Row], bool]
     line = line.copy()
     out: list[Row] = [[]]
     for raw in tail:
-        glyph = line.expand(raw)
-        if glyph.is_newline or line.wraps(glyph):
-            if len(out) == most:
-                return out, True
-            out.append([])
-        if not glyph.is_newline:
-            out[-1].append(glyph)
-        line.write(glyph)
+        for glyph in line.expand(raw):
+            if glyph.is_newline or line.wraps(glyph):
+                if len(out) == most:
+                    return out, True
+                out.append([])
+            if not glyph.is_newline:
+                out[-1].append(glyph)
+            line.write(glyph)
     return out, False

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from itertools import groupby
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from apdcli.render.layout import Glyph, Line, Row, glyphs, rows
+from apdcli.render.layout import Glyph, Line, Row, ahead, glyphs, rows
 from apdcli.render.palette import RESET, Palette, depth_of
 from apdcli.render.state import Cell, ViewState
 from apdcli.render.summary import status_spans, summary_line
@@ -151,7 +152,8 @@ class LiveView:
         probe = self._line.copy()
         best = 0
         for count, glyph in enumerate(ready, start=1):
-            probe.write(probe.expand(glyph))
+            for piece in probe.expand(glyph):
+                probe.write(piece)
             if glyph.is_newline or (count < len(ready) and probe.column < probe.columns):
                 best = count
         return best
@@ -160,8 +162,7 @@ class LiveView:
         """Move past the clusters; what to send for them."""
         line, parts, on = self._line, list[str](), ""
         self._settled_rows = 0
-        for raw in settling:
-            glyph = line.expand(raw)
+        for glyph in (piece for raw in settling for piece in line.expand(raw)):
             code = self._palette.cell(glyph.cell).sgr(self._palette.depth)
             breaks = glyph.is_newline or line.wraps(glyph)
             if on and (breaks or code != on):
@@ -183,14 +184,14 @@ class LiveView:
     def _tail(self, columns: int, height: int) -> str:
         """Paint what lies ahead and the status below the cursor, and come back to it."""
         below = 2 if height > 8 else 1 if height > 1 else 0  # a blank row and the status
-        ahead = glyphs([*self._kept, *self.state.tail()])
-        drawn, cut = rows(ahead, self._line, max(1, height - below))
+        cells = ahead([*self._kept, *self.state.tail()], columns)
+        drawn, cut = rows(cells, self._line, max(1, height - below))
         if cut:
-            _mark_cut(drawn, columns)
+            _mark_cut(drawn[-1], columns, self._line.column if len(drawn) == 1 else 0)
         painted, start = list[str](), self._line.column
         for row in drawn:
             end = start + sum(glyph.columns for glyph in row)
-            painted.append("".join(map(self._paint, row)) + self._end_row(end))
+            painted.append(self._paint(row) + self._end_row(end))
             start = 0
         # the status only moves down: a bar that jumps with every draft is hard to read
         least = min(height, self._tail_rows - self._settled_rows)
@@ -202,18 +203,21 @@ class LiveView:
         room = f"{_INDEX * down}\x1b[{down}A" if down else ""
         return room + _SAVE + "\r\n".join(painted) + _RESTORE
 
-    def _paint(self, glyph: Glyph) -> str:
-        return self._palette.paint(glyph.text, self._palette.cell(glyph.cell))
+    def _paint(self, row: Row) -> str:
+        looks = groupby(row, key=lambda glyph: self._palette.cell(glyph.cell))
+        return "".join(
+            self._palette.paint("".join(glyph.text for glyph in run), look) for look, run in looks
+        )
 
     def _status(self, columns: int) -> str:
         spans = status_spans(self.state, self._palette, columns - 1)
         return "".join(self._palette.paint(text, look) for text, look in spans)
 
 
-def _mark_cut(drawn: list[Row], columns: int) -> None:
+def _mark_cut(last: Row, columns: int, start: int) -> None:
     """End the last row with an ellipsis: there is more than the terminal is tall."""
-    last = drawn[-1]
-    taken = sum(glyph.columns for glyph in last)
+    taken = start + sum(glyph.columns for glyph in last)
     while last and taken + width(_CUT) > columns:
         taken -= last.pop().columns
-    last.append(Glyph(_CUT, width(_CUT), Cell(_CUT, "draft")))
+    if taken + width(_CUT) <= columns:
+        last.append(Glyph(_CUT, width(_CUT), Cell(_CUT, "draft")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from apdcli.errors import OutputError, UsageError
+from apdcli.render.layout import ahead, glyphs
 from apdcli.render.palette import Look, Palette
 from apdcli.render.state import ViewState
 from apdcli.render.summary import status_spans
@@ -78,8 +80,9 @@ def picture(state: ViewState, prompt: str = "", columns: int = 80) -> Text:
     text = Text()
     if prompt:
         text.append(visible(prompt) + "\n\n", Style(bold=True))
-    for cell in (*state.settled, *state.tail()):
-        text.append(visible(cell.text), _style(palette.cell(cell)))
+    drawn = (*glyphs(state.settled), *ahead(state.tail(), columns))
+    for look, run in groupby(drawn, key=lambda glyph: palette.cell(glyph.cell)):
+        text.append("".join(glyph.text for glyph in run), _style(look))
     text.rstrip()
     text.append("\n\n")
     for part, look in status_spans(state, palette, columns - 1):

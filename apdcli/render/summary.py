@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from apdcli.render.palette import Look, Palette
-from apdcli.render.state import ViewState
+from apdcli.render.state import HISTORY, ViewState
 from apdcli.render.text import visible, width
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -54,7 +54,7 @@ class Part:
 
 def status_spans(state: ViewState, palette: Palette, columns: int) -> list[tuple[str, Look]]:
     """The status line in at most `columns` columns, the settings at its right end."""
-    parts = _status_parts(state, palette)
+    parts = _status_parts(state, palette, HISTORY if columns >= _NARROW else _FEW_BARS)
     while len(parts) > 1 and _length(parts) > columns:
         parts.remove(max(parts, key=lambda part: part.rank))
     if _length(parts) > columns:
@@ -70,13 +70,15 @@ def status_spans(state: ViewState, palette: Palette, columns: int) -> list[tuple
 
 _SETTINGS_RANK = 4
 _MOST_SPACE = 12
+_NARROW = 32
+_FEW_BARS = 5
 
 
 def _length(parts: Sequence[Part]) -> int:
     return sum(part.columns for part in parts) + len(_SEPARATOR) * (len(parts) - 1)
 
 
-def _status_parts(state: ViewState, palette: Palette) -> list[Part]:
+def _status_parts(state: ViewState, palette: Palette, most_bars: int) -> list[Part]:
     quiet, strong = palette.quiet, palette.strong
     name = _one_line(state.settings.strategy)
     phase = _one_line(state.phase[:1].upper())
@@ -86,10 +88,11 @@ def _status_parts(state: ViewState, palette: Palette) -> list[Part]:
         parts.append(Part(5, ((name, strong), *letter)))
     if not state.step:
         return [*parts, Part(0, (("reading the prompt", quiet),))]
-    bars = sparkline(accepted for accepted, _ in state.history)
+    recent = list(state.history)[-most_bars:]
+    bars = sparkline(accepted for accepted, _ in recent)
     coloured = [
         (bar, palette.run(run) if accepted else quiet)
-        for bar, (accepted, run) in zip(bars, state.history, strict=True)
+        for bar, (accepted, run) in zip(bars, recent, strict=True)
     ]
     if palette.depth == "none":  # underlined bars would read as baselines
         coloured = [(bars, Look())]
