@@ -184,7 +184,10 @@ class Trainer:
     def _step(self, batch: Batch, stage: Stage, factor: float) -> torch.Tensor:
         cuda = self.run.device.type == "cuda"
         with torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext():
-            loss = batch_loss(self.net, self.hidden, batch, stage.objective == "causal")
+            # A pool's last batch may be small, and torch.compile specializes on small sizes.
+            full = batch.tokens.numel() > 0.8 * self.plan.batch_tokens
+            hidden = self.hidden if full else self.net.hidden
+            loss = batch_loss(self.net, hidden, batch, stage.objective == "causal")
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), CLIP)
         self.optimizer.step(factor)

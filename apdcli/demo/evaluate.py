@@ -1,0 +1,145 @@
+"""The quality table of a pair on the demo corpus: `python -m apdcli.demo.evaluate --help`.
+
+Every setting answers the same prompts of one split, greedily; the corpus' exact checkers judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import apdcli
+from apdcli.demo.calibration import calibrate
+from apdcli.demo.corpus import Example, check, probes
+from apdcli.demo.tables import markdown, save_card
+
+MAX_TOKENS = 96  # no reference answer of the corpus is longer than 70
+SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("one token a step", {"strategy": "left_to_right", "k": 1}),
+    *(
+        (f"APD R = {r}", {"strategy": "apd", "mixture_weight": r})
+        for r in (0.1, 0.3, 0.5, 0.7, 0.9)
+    ),
+    *((f"left to right K = {k}", {"strategy": "left_to_right", "k": k}) for k in (2, 4, 8)),
+    ("verifier alone", {"strategy": "autoregressive"}),
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt under one setting."""
+
+    family: str
+    right: bool
+    text: str
+    tokens: int
+    steps: int
+    seconds: float
+
+
+def answer_all(
+    profile: str, settings: dict[str, Any], examples: Sequence[Example], threads: int
+) -> list[Answer]:
+    """Answer the examples in order with one freshly loaded pair."""
+    torch.set_num_threads(threads)
+    pair = apdcli.load_pair(profile)
+    made = []
+    for example in examples:
+        done = apdcli.generate(
+            pair, list(example.messages), max_tokens=MAX_TOKENS, temperature=0.0, **settings
+        )
+        right, usage = check(example, done.text), done.usage
+        count = len(done.token_ids)
+        made.append(Answer(example.family, right, done.text, count, usage.steps, usage.seconds))
+    return made
+
+
+def evaluate(
+    profile: str, examples: Sequence[Example], names: Sequence[str], jobs: int, threads: int
+) -> dict[str, list[Answer]]:
+    """The answers of each named setting, in the examples' order."""
+    results: dict[str, list[Answer]] = {}
+    # Stripes, so that every process gets its share of each family.
+    stripes = [list(examples[i::jobs]) for i in range(jobs)]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for name, settings in SETTINGS:
+            if name not in names:
+                continue
+            began = time.monotonic()
+            parts = list(
+                pool.map(answer_all, [profile] * jobs, [settings] * jobs, stripes, [threads] * jobs)
+            )
+            answers = [parts[i % jobs][i // jobs] for i in range(len(examples))]
+            results[name] = answers
+            right = sum(a.right for a in answers)
+            steps = sum(a.steps for a in answers)
+            sys.stderr.write(
+                f"{name}: {right}/{len(answers)} right, "
+                f"{sum(a.tokens for a in answers) / steps:.2f} tokens a step, "
+                f"{time.monotonic() - began:.0f} s\n"
+            )
+    return results
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m apdcli.demo.evaluate", description=__doc__)
+    made.add_argument("--profile", default="demo", help="a profile's name, or a path to a .toml")
+    made.add_argument("--split", choices=("train", "tune", "test"), default="test")
+    made.add_argument("--per-family", type=int, default=50, help="different prompts of each family")
+    made.add_argument("--seed", type=int, default=0, help="which prompts are drawn")
+    made.add_argument("--jobs", type=int, default=2, help="processes")
+    made.add_argument("--threads", type=int, default=1, help="threads of each process")
+    made.add_argument("--settings", help="only these, comma-separated, by the table's names")
+    made.add_argument("--wrong", type=int, default=0, help="show up to N wrong answers of each")
+    made.add_argument("--no-calibration", action="store_true")
+    made.add_argument("--json", type=Path, help="write everything measured to this file")
+    made.add_argument("--card", type=Path, help="write a model card into this folder's README.md")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the markdown tables on stdout, status 0."""
+    options = parser().parse_args(argv)
+    examples = probes(options.seed, options.split, options.per_family)
+    names = options.settings.split(",") if options.settings else [name for name, _ in SETTINGS]
+    results = evaluate(options.profile, examples, names, options.jobs, options.threads)
+    for name, answers in results.items():
+        wrong = [pair for pair in zip(examples, answers, strict=True) if not pair[1].right]
+        for example, answer in wrong[: options.wrong]:
+            prompt = " / ".join(m["content"] for m in example.messages)
+            sys.stderr.write(f"[{name}] {example.family}: {prompt!r} -> {answer.text!r}\n")
+    measured: dict[str, Any] = {
+        "split": options.split,
+        "seed": options.seed,
+        "per_family": options.per_family,
+        "prompts": len(examples),
+        "machine": f"{platform.machine()}, {options.jobs} processes x {options.threads} threads",
+        "versions": {"apdcli": apdcli.__version__, "torch": torch.__version__},
+        "answers": {name: [asdict(a) for a in answers] for name, answers in results.items()},
+    }
+    if not options.no_calibration:
+        pair = apdcli.load_pair(options.profile)
+        measured["calibration"] = calibrate(pair, examples)
+    text = markdown(measured)
+    sys.stdout.write(text)
+    if options.json:
+        options.json.write_text(json.dumps(measured) + "\n", encoding="utf-8")
+    if options.card:
+        save_card(options.card, text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

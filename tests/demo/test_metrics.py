@@ -1,0 +1,35 @@
+"""Intervals and calibration against values worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from apdcli.demo.metrics import expected_calibration_error, paired_difference, reliability, wilson
+
+
+def test_wilson_matches_the_textbook() -> None:
+    # 9 of 10: (0.596, 0.982), e.g. Brown, Cai, DasGupta 2001.
+    assert wilson(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+
+
+def test_wilson_stays_inside_and_holds_the_share() -> None:
+    for right in range(8):
+        low, high = wilson(right, 7)
+        assert 0 <= low <= right / 7 <= high <= 1
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_paired_difference() -> None:
+    first = [True] * 60 + [False] * 40
+    second = [True] * 50 + [False] * 10 + [True] * 20 + [False] * 20
+    difference, low, high = paired_difference(first, second)
+    assert difference == pytest.approx(0.1)
+    assert low < 0.1 < high
+    assert high - low == pytest.approx(2 * 1.96 * (0.29 / 100) ** 0.5, rel=1e-3)
+
+
+def test_reliability_and_its_error() -> None:
+    curve = reliability([0.95, 1.0, 0.55, 0.0], [True, True, False, False])
+    assert [(b.count, b.accuracy) for b in curve] == [(1, 0.0), (1, 0.0), (2, 1.0)]
+    assert expected_calibration_error(curve) == pytest.approx((0 + 0.55 + 2 * 0.025) / 4)
+    assert expected_calibration_error([]) == 0.0
