@@ -32,17 +32,17 @@ class RMSNorm(nn.Module):
 
 def rope_table(
     config: ModelConfig,
+    positions: int,
     device: torch.device | str = "cpu",
     inverse_dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each [max_positions, head_dim] float32 (arXiv 2104.09864).
+    """Cosines and sines, each [positions, head_dim] float32 (arXiv 2104.09864).
 
     `inverse_dtype` rounds the inverse frequencies; see `load.weights` for the one case that does.
     """
     half = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device).float()
     inverse = (1.0 / (config.rope_theta ** (half / config.head_dim))).to(inverse_dtype).float()
-    positions = torch.arange(config.max_positions, device=device).float()
-    angles = torch.outer(positions, inverse)
+    angles = torch.outer(torch.arange(positions, device=device).float(), inverse)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
@@ -147,9 +147,23 @@ class Transformer(nn.Module):
         self, device: torch.device | str, inverse_dtype: torch.dtype = torch.float32
     ) -> None:
         """(Re)compute the RoPE tables on `device`, in float32 whatever the weights are."""
-        cos, sin = rope_table(self.config, device, inverse_dtype)
+        self._inverse_dtype = inverse_dtype
+        self._grow_rope(min(self.config.max_positions, 1024), device)
+
+    def _grow_rope(self, positions: int, device: torch.device | str) -> None:
+        # A context of 131,072 positions would take 134 MB of tables that few prompts ever read.
+        with torch.inference_mode(False):
+            cos, sin = rope_table(self.config, positions, device, self._inverse_dtype)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+
+    def _rope(self, start: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions [start, end), each [end - start, head_dim]."""
+        if end > self.config.max_positions:
+            raise ValueError(f"position {end - 1}: the context is {self.config.max_positions}")
+        if end > len(self.cos):
+            self._grow_rope(min(self.config.max_positions, 2 * end), self.cos.device)
+        return self.cos[start:end].to(dtype), self.sin[start:end].to(dtype)
 
     def init_weights(self, generator: torch.Generator, std: float = 0.02) -> None:
         """Normal(0, std) matrices, residual ones over sqrt(2 layers), zero biases."""
@@ -188,14 +202,9 @@ class Transformer(nn.Module):
         """
         causal = self.config.causal if causal is None else causal
         length = tokens.shape[1]
-        if start + length > self.config.max_positions:
-            raise ValueError(f"position {start + length} > {self.config.max_positions}")
         attend, is_causal = self._attention_mask(length, start, causal, mask, tokens.device)
         x = self.model.embed_tokens(tokens)
-        rope = (
-            self.cos[start : start + length].to(x.dtype),
-            self.sin[start : start + length].to(x.dtype),
-        )
+        rope = self._rope(start, start + length, x.dtype)
         for index, layer in enumerate(self.model.layers):
             normed = layer.input_layernorm(x)  # type: ignore[operator]
             x = x + layer.self_attn(normed, rope, attend, is_causal, cache, index, start)  # type: ignore[operator]

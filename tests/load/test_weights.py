@@ -83,7 +83,8 @@ def test_only_an_upcast_dream_has_rounded_frequencies(
     copy: Copy, folder: str, stored: torch.dtype, wanted: str, rounded: bool
 ) -> None:
     net = load_transformer(as_single(copy(folder), stored), dtype=wanted)
-    cos, _ = rope_table(net.config, inverse_dtype=torch.bfloat16 if rounded else torch.float32)
+    rounding = torch.bfloat16 if rounded else torch.float32
+    cos, _ = rope_table(net.config, len(net.cos), inverse_dtype=rounding)
     assert torch.equal(net.cos, cos)
     assert net.cos.dtype == torch.float32
 
