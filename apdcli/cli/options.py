@@ -6,6 +6,7 @@ wrong value is a usage error that names its flag. Knows nothing of what the valu
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -156,13 +157,18 @@ _TEXTS = ("profile", "system", "stop", "strategy", "device", "dtype")
 
 
 def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give `command(*own parameters, **values)` the signature that Typer builds options from."""
+    """`command(*own parameters, **values)` with the signature that Typer builds options from."""
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> Any:
+        return command(**values)
+
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     made = [*own, *(flag.parameter() for flag in FLAGS)]
-    command.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in made}
-    return command
+    wrapped.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in made}
+    return wrapped
 
 
 class GroupedCommand(TyperCommand):
