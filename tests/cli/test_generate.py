@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -120,7 +119,7 @@ def test_output_goes_to_the_file_alone(apd: Apd, profile: Path, tmp_path: Path) 
     assert link.is_symlink()
     ran = apd("generate", "-p", profile, PROMPT, "--json", "-o", target)
     assert json.loads(target.read_text())["text"] + "\n" == expected.decode()
-    assert sorted(os.listdir(tmp_path)) == ["answer.txt", "link", "weak.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answer.txt", "link", "weak.toml"]
 
 
 def test_a_failure_leaves_the_file_as_it_was(apd: Apd, make_profile: MakeProfile) -> None:
@@ -129,13 +128,13 @@ def test_a_failure_leaves_the_file_as_it_was(apd: Apd, make_profile: MakeProfile
     ran = apd("generate", "-p", make_profile(denoiser=Path("gone")), PROMPT, "-o", target)
     assert ran.status == 1
     assert target.read_text() == "before"
-    assert sorted(os.listdir()) == ["answer.txt", "weak.toml"]
+    assert sorted(path.name for path in Path().iterdir()) == ["answer.txt", "weak.toml"]
 
 
 def test_trace_and_picture(apd: Apd, profile: Path) -> None:
     ran = apd("generate", "-p", profile, PROMPT, "--trace", "t.jsonl", "--export", "t.svg")
     assert (ran.status, ran.err) == (0, "")
-    header, *steps, last = (json.loads(line) for line in Path("t.jsonl").open())
+    header, *steps, last = map(json.loads, Path("t.jsonl").read_text().splitlines())
     assert header["settings"]["profile"]["from"] == "flag"
     assert last["event"] == "finished"
     assert last["steps"] == len(steps)

@@ -1,0 +1,315 @@
+"""What bad input gets: one line on stderr that says what, where and the mend; the right status."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from apdcli.cli.context import Context
+from apdcli.cli.main import main, outcome
+from apdcli.cli.signals import Signals, Terminated
+from tests.cli.conftest import DATA, Apd, MakeProfile, Stream
+
+PROMPT = "tell me a story"
+
+
+@pytest.mark.parametrize(
+    ("args", "pieces"),
+    [
+        (("generate", "--nonsense", PROMPT), ("--nonsense", "apd generate --help")),
+        (("generate", "-W", "0", PROMPT), ("-W/--recompute-window 0", ">= 1", '"all"')),
+        (("generate", "-W", "some", PROMPT), ("-W/--recompute-window some", '"all"')),
+        (("generate", "-M", "0", PROMPT), ("-M/--max-lookahead 0", ">= 1")),
+        (("generate", "-R", "1.01", PROMPT), ("-R/--mixture-weight 1.01", "from 0 to 1")),
+        (("generate", "-R", "nan", PROMPT), ("-R/--mixture-weight nan", "from 0 to 1")),
+        (("generate", "-K", "0", PROMPT), ("-K/--k 0", ">= 1")),
+        (("generate", "-n", "0", PROMPT), ("-n/--max-tokens 0", ">= 1")),
+        (("generate", "-n", "1.5", PROMPT), ("-n/--max-tokens 1.5", "integer >= 1")),
+        (("generate", "-t", "-1", PROMPT), ("--temperature", "-1", "from 0 to 100")),
+        (("generate", "--top-p", "0", PROMPT), ("--top-p 0", "above 0 and at most 1")),
+        (("generate", "--top-k", "x", PROMPT), ("--top-k x", "integer >= 1")),
+        (("generate", "--seed", "-1", PROMPT), ("--seed -1", "0 to 2^63 - 1")),
+        (("generate", "--stop", "", PROMPT), ("--stop", "not empty")),
+        (("generate", "--strategy", "adp", PROMPT), ("--strategy adp", "apd", "left_to_right")),
+        (("generate", "--device", "gpu", PROMPT), ("--device gpu", "cuda:N")),
+        (("generate", "--dtype", "int8", PROMPT), ("--dtype int8", "bfloat16")),
+        (("generate", "-O", "gama=1", PROMPT), ("gama", "did you mean gamma?")),
+        (("generate", "-O", "gamma", PROMPT), ("-O gamma", "NAME=VALUE")),
+        (("generate", "-O", "gamma=-1", PROMPT), ("-O gamma -1", "from 0")),
+        (("generate", "-q", "-v", PROMPT), ("-q", "-v", "exclude")),
+        (("generate", "--export", "x.png", PROMPT), ("--export x.png", ".svg", ".html")),
+        (("generate", "two", "words"), ("words", "quotes")),
+        (("generate", "-p"), ("-p", "argument")),
+        (("generat", PROMPT), ("generat", "generate")),
+        (("profiles", "shwo"), ("shwo", "show")),
+        (("profiles", "show"), ("NAME", "apd profiles show --help")),
+        (("profiles", "new", "../x"), ("../x", "letters")),
+    ],
+    ids=lambda value: " ".join(value[1:3]) if isinstance(value, tuple) else None,
+)
+def test_wrong_usage_is_status_2(apd: Apd, args: tuple[str, ...], pieces: tuple[str, ...]) -> None:
+    ran = apd(*args)
+    for piece in pieces:
+        assert piece in ran.complaint
+    assert ran.status == 2
+
+
+@pytest.mark.parametrize(
+    ("strategy", "flag", "pieces"),
+    [
+        ("left_to_right", ("-R", "0.5"), ("-R/--mixture-weight", "left_to_right", "-K/--k")),
+        ("autoregressive", ("-K", "2"), ("-K/--k", "autoregressive", "none")),
+        ("apd", ("-O", "gamma=1"), ("-O gamma", "apd", "-R/--mixture-weight")),
+    ],
+)
+def test_a_parameter_of_another_strategy(
+    apd: Apd, profile: Path, strategy: str, flag: tuple[str, ...], pieces: tuple[str, ...]
+) -> None:
+    ran = apd("generate", "-p", profile, "--strategy", strategy, *flag, PROMPT)
+    for piece in pieces:
+        assert piece in ran.complaint
+    assert ran.status == 2
+
+
+def test_no_prompt_and_nobody_pipes_shows_an_example(apd: Apd) -> None:
+    ran = apd("generate", stdin=None)
+    assert ran.status == 2
+    assert 'apd generate "' in ran.complaint
+
+
+@pytest.mark.parametrize("args", [("generate",), ("generate", ""), ("generate", " \n", "-n", "3")])
+def test_an_empty_prompt(apd: Apd, profile: Path, args: tuple[str, ...]) -> None:
+    ran = apd(*args, "-p", profile, stdin="\n")
+    assert ran.status == 1
+    assert "the prompt is empty" in ran.complaint
+
+
+def test_standard_input_that_is_not_utf8(apd: Apd, profile: Path) -> None:
+    ran = apd("generate", "-p", profile, "what is this", stdin=b"caf\xe9 au lait")
+    assert ran.status == 1
+    assert "byte 3" in ran.complaint
+    assert "UTF-8" in ran.complaint
+    assert apd("generate", "-p", profile, "caf\udce9").status == 1
+
+
+PROFILES = {
+    "syntax": ("[decode]\nmax_tokens == 3\n", ("line 7", "column", "TOML")),
+    "key": ("[decode]\nmax_token = 3\n", ("decode.max_token", "max_tokens")),
+    "table": ("[decoder]\n", ("decoder", "decode")),
+    "type": ('[decode]\nmax_tokens = "3"\n', ("decode.max_tokens", "'3'", "integer")),
+    "range": ("[decode]\nrecompute_window = 0\n", ("decode.recompute_window", "0", ">= 1")),
+    "strategy": ('[decode]\nstrategy = "x"\n', ("decode.strategy", "'x'", "apd")),
+}
+
+
+@pytest.mark.parametrize("case", PROFILES)
+def test_a_profile_with_a_mistake(apd: Apd, make_profile: MakeProfile, case: str) -> None:
+    more, pieces = PROFILES[case]
+    path = make_profile(more)
+    ran = apd("generate", "-p", path, PROMPT)
+    for piece in (str(path), *pieces):
+        assert piece in ran.complaint
+    assert ran.status == 1
+
+
+def test_an_unknown_profile_names_the_nearest(apd: Apd) -> None:
+    ran = apd("generate", "-p", "deno", PROMPT)
+    assert "did you mean demo" in ran.complaint
+    assert ran.status == 1
+    assert "gone.toml" in apd("generate", "-p", "gone.toml", PROMPT).complaint
+
+
+def test_a_wrong_environment_variable_is_named(apd: Apd, profile: Path) -> None:
+    ran = apd("generate", "-p", profile, PROMPT, environ={"APD_TEMPERATURE": "hot"})
+    assert "APD_TEMPERATURE" in ran.complaint
+    assert ran.status == 1
+
+
+def _truncated(folder: Path) -> tuple[str, ...]:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    return (str(file), "truncated")
+
+
+def _corrupt(folder: Path) -> tuple[str, ...]:
+    file = folder / "model.safetensors"
+    file.write_bytes(b"\xff" * 4096)
+    return (str(file), "damaged")
+
+
+def _missing_shard(folder: Path) -> tuple[str, ...]:
+    (folder / "model.safetensors").unlink()
+    table = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(table))
+    return (str(folder), "model-00002-of-00002.safetensors", "missing")
+
+
+def _half_copied(folder: Path) -> tuple[str, ...]:
+    (folder / "config.json").unlink()
+    return (str(folder), "config.json")
+
+
+def _no_weights(folder: Path) -> tuple[str, ...]:
+    (folder / "model.safetensors").unlink()
+    return (str(folder), "model.safetensors")
+
+
+def _unknown_family(folder: Path) -> tuple[str, ...]:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "mystery"}))
+    return (str(file), "mystery")
+
+
+def _missing(folder: Path) -> tuple[str, ...]:
+    shutil.rmtree(folder)
+    return (str(folder), "not found")
+
+
+DAMAGE = (
+    *(_truncated, _corrupt, _missing_shard, _half_copied, _no_weights, _unknown_family, _missing),
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("command", [("generate", PROMPT, "-p"), ("profiles", "check")])
+def test_a_damaged_model_folder(
+    apd: Apd,
+    make_profile: MakeProfile,
+    tmp_path: Path,
+    damage: Callable[[Path], tuple[str, ...]],
+    command: tuple[str, ...],
+) -> None:
+    folder = tmp_path / "denoiser"
+    shutil.copytree(DATA / "denoiser", folder)
+    pieces = damage(folder)
+    ran = apd(*command, make_profile(denoiser=folder))
+    for piece in pieces:
+        assert piece in ran.complaint
+    assert ran.status == 1
+
+
+def test_tokenizers_that_differ(apd: Apd, make_profile: MakeProfile, tmp_path: Path) -> None:
+    folder = tmp_path / "verifier"
+    shutil.copytree(DATA / "verifier", folder)
+    file = folder / "tokenizer.json"
+    table = json.loads(file.read_text())
+    vocab = table["model"]["vocab"]
+    first, second = (next(t for t, i in vocab.items() if i == n) for n in (450, 451))
+    vocab[first], vocab[second] = 451, 450
+    file.write_text(json.dumps(table))
+    for command in (("generate", PROMPT, "-p"), ("profiles", "check")):
+        ran = apd(*command, make_profile(verifier=folder))
+        assert ran.status == 1
+        assert "450" in ran.complaint
+        assert str(folder) in ran.complaint
+
+
+def test_no_room_in_the_context_gives_both_numbers(apd: Apd, profile: Path) -> None:
+    ran = apd("generate", "-p", profile, stdin="word " * 3000)
+    assert ran.status == 1
+    numbers = [int(word) for word in ran.complaint.replace(":", " ").split() if word.isdigit()]
+    assert 1024 in numbers
+    assert max(numbers) > 1024
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+def test_a_device_that_is_not_there(apd: Apd, profile: Path, device: str) -> None:
+    import torch
+
+    if torch.cuda.is_available() and device == "cuda":
+        pytest.skip("this machine has one")
+    ran = apd("generate", "-p", profile, PROMPT, "--device", device)
+    assert ran.status == 1
+    assert device in ran.complaint
+
+
+def test_a_strategy_without_its_verifier(apd: Apd, make_profile: MakeProfile) -> None:
+    path = make_profile(verifier=None)
+    for args in (("generate", "-p", path, PROMPT), ("profiles", "check", path)):
+        ran = apd(*args)
+        assert ran.status == 2
+        assert "verifier" in ran.complaint
+    assert apd("generate", "-p", path, PROMPT, "--strategy", "left_to_right").status == 0
+
+
+@pytest.mark.parametrize("flag", ["-o", "--trace", "--export"])
+@pytest.mark.parametrize("where", ["gone/x.svg", "folder.svg"])
+def test_an_unwritable_file_is_found_before_anything_is_read(
+    apd: Apd, make_profile: MakeProfile, tmp_path: Path, flag: str, where: str
+) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    # the model is missing, too: the file is complained of first
+    ran = apd("generate", "-p", make_profile(denoiser=Path("gone")), PROMPT, flag, where)
+    assert ran.status == 1
+    assert f"cannot write {where}" in ran.complaint
+
+
+def test_a_full_disk_under_the_trace_costs_no_answer(apd: Apd, profile: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    ran = apd("generate", "-p", profile, PROMPT, "--trace", "/dev/full")
+    assert ran.raw == apd("generate", "-p", profile, PROMPT).raw
+    assert ran.status == 1
+    assert len(ran.err.splitlines()) == 1
+    assert "/dev/full" in ran.err
+
+
+def test_debug_shows_the_traceback_and_only_then(apd: Apd) -> None:
+    args = ("generate", "-p", "gone.toml", PROMPT)
+    assert "Traceback" not in apd(*args).err
+    ran = apd("--debug", *args)
+    assert ran.status == 1
+    assert "Traceback" in ran.err
+    assert ran.err.splitlines()[-1] + "\n" == apd(*args).err
+
+
+def test_names_in_messages_cannot_drive_the_terminal(apd: Apd) -> None:
+    ran = apd("generate", "-p", "\x1b[2J\nx", PROMPT)
+    assert "\x1b" not in ran.complaint
+
+
+def test_closed_streams(profile: Path) -> None:
+    err = Stream()
+    context = Context(None, None, err, {})
+    assert main(["generate", "-p", str(profile), PROMPT], context) == 1
+    assert "standard output is closed" in err.bytes().decode()
+    assert main(["generate", "-W", "0", PROMPT], Context(None, None, None, {})) == 2
+    assert main(["generate"], Context(None, Stream(), None, {})) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (Terminated(15), 143, ""),
+        (BrokenPipeError(), 141, ""),
+        (OSError(28, "No space left on device"), 1, "standard output: no space left on device"),
+        (OSError(13, "Permission denied", "x.txt"), 1, "x.txt: permission denied"),
+        (MemoryError(), 1, "out of memory"),
+        (ZeroDivisionError("a\nb"), 1, "ZeroDivisionError: a b (this should not happen"),
+    ],
+)
+def test_the_map_from_failures_to_statuses(error: BaseException, status: int, line: str) -> None:
+    found = outcome(error)
+    assert found[0] == status
+    assert found[1].startswith(line)
+    assert "\n" not in found[1]
+
+
+def test_an_import_cut_short_by_ctrl_c_is_an_interrupt() -> None:
+    assert outcome(ImportError("half"), interrupted=True) == (130, "")
+
+
+def test_signals_that_were_ignored_stay_ignored() -> None:
+    import signal
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Signals():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
