@@ -6,39 +6,22 @@ can check a value without loading torch.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
-from apdcli.errors import ParameterError, UnknownParameterError, UsageError
-
-Window = int | Literal["all"]
-
-
-def check(ok: bool, name: str, value: object, allowed: str) -> None:
-    """Raise :class:`ParameterError` naming the field, the value and the range unless `ok`."""
-    if not ok:
-        raise ParameterError(name, value, allowed)
-
-
-def is_int(value: object, at_least: int) -> bool:
-    """True for an integer (not a bool) that is `at_least` or more."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
-
-
-def is_real(value: object, low: float, high: float) -> bool:
-    """True for a finite number in [low, high]; bools are not numbers here."""
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and low <= value <= high
-    )
-
-
-def is_window(value: object) -> bool:
-    """True for a positive integer or "all"."""
-    return value == "all" or is_int(value, 1)
+from apdcli.decode.any_order_params import (
+    AnyOrderParams,
+    ConfidenceParams,
+    DicoParams,
+    EntropyBoundParams,
+    FactorParams,
+    KlassParams,
+    ScheduledParams,
+    ThresholdParams,
+)
+from apdcli.decode.checks import Window, is_int, is_real, is_window
+from apdcli.decode.checks import check as check
+from apdcli.errors import UnknownParameterError, UsageError
 
 
 @dataclass(frozen=True)
@@ -142,7 +125,7 @@ def _check_windows(recompute_window: object, max_lookahead: object) -> None:
     check(is_window(max_lookahead), "max_lookahead", max_lookahead, 'M >= 1 (an integer) or "all"')
 
 
-StrategyParams = ApdParams | LeftToRightParams | AutoregressiveParams
+StrategyParams = ApdParams | LeftToRightParams | AutoregressiveParams | AnyOrderParams
 
 
 @dataclass(frozen=True)
@@ -171,6 +154,21 @@ STRATEGIES: dict[str, StrategyInfo] = {
         StrategyInfo(
             "autoregressive", AutoregressiveParams, False, True, "one a step, verifier alone"
         ),
+        StrategyInfo("dico", DicoParams, True, False, "divide, conquer, finalize: any order"),
+        StrategyInfo(
+            "confidence", ConfidenceParams, True, False, "the k most confident, any order"
+        ),
+        StrategyInfo(
+            "threshold", ThresholdParams, True, False, "all above a confidence, any order"
+        ),
+        StrategyInfo("factor", FactorParams, True, False, "as many as are jointly safe"),
+        StrategyInfo(
+            "entropy_bound", EntropyBoundParams, True, False, "as many as an entropy bound allows"
+        ),
+        StrategyInfo("klass", KlassParams, True, False, "predictions that no longer change"),
+        StrategyInfo("random", ScheduledParams, True, False, "random order, Dream's schedule"),
+        StrategyInfo("margin", ScheduledParams, True, False, "by margin, Dream's schedule"),
+        StrategyInfo("entropy", ScheduledParams, True, False, "by entropy, Dream's schedule"),
     )
 }
 
@@ -194,7 +192,7 @@ def make_params(strategy: str, **values: Any) -> tuple[DecodeParams, StrategyPar
     Raises:
         UsageError: unknown strategy.
         UnknownParameterError: a name that neither knows.
-        ParameterError: a value out of range.
+        ParameterError: a value out of range, or blocks that do not divide the response.
     """
     info = strategy_info(strategy)
     shared_names = (*SHARED_FIELDS, "stop_ids")
@@ -203,4 +201,7 @@ def make_params(strategy: str, **values: Any) -> tuple[DecodeParams, StrategyPar
             raise UnknownParameterError(name, strategy, (*SHARED_FIELDS, *info.own_fields))
     shared = {name: value for name, value in values.items() if name in shared_names}
     own = {name: value for name, value in values.items() if name in info.own_fields}
-    return DecodeParams(**shared), info.params(**own)
+    made, params = DecodeParams(**shared), info.params(**own)
+    if isinstance(params, AnyOrderParams):
+        params.check_fits(made.max_tokens)
+    return made, params

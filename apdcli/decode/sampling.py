@@ -55,6 +55,29 @@ def filtered(logits: Tensor, params: DecodeParams) -> Tensor:
     return logits
 
 
+def confidence(logits: Tensor, ids: Tensor) -> Tensor:
+    """softmax probability of each chosen id: logits [n, vocab], ids [n] -> [n] in [0, 1]."""
+    return logits.softmax(dim=-1).gather(-1, ids[:, None]).squeeze(-1)
+
+
+def logit_margin(logits: Tensor) -> Tensor:
+    """Best logit minus second best: [n, vocab] -> [n]."""
+    best = logits.topk(2, dim=-1).values
+    return best[:, 0] - best[:, 1]
+
+
+def probability_margin(logits: Tensor) -> Tensor:
+    """Best probability minus second best: [n, vocab] -> [n] in [0, 1]."""
+    best = logits.softmax(dim=-1).topk(2, dim=-1).values
+    return best[:, 0] - best[:, 1]
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Shannon entropy in nats: [n, vocab] -> [n]; ids at -inf contribute nothing."""
+    p = logits.softmax(dim=-1)
+    return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(dim=-1)
+
+
 def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise in the shape of `like`, from the decoder's own generator."""
     uniform = torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float32)
@@ -75,6 +98,10 @@ class Sampler:
         if self.params.temperature == 0:
             return None
         return gumbel_noise(logits, self.generator)
+
+    def shaped(self, logits: Tensor) -> Tensor:
+        """The logits that are drawn from: filtered at T > 0, as they are when greedy."""
+        return logits if self.params.temperature == 0 else filtered(logits, self.params)
 
     def draw(self, logits: Tensor, noise: Tensor | None) -> Tensor:
         """argmax of the filtered, noised logits [positions, vocab] -> ids [positions] int64."""

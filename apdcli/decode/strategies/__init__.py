@@ -10,13 +10,31 @@ import torch
 from apdcli.decode.params import STRATEGIES, DecodeParams, StrategyParams, strategy_info
 from apdcli.decode.strategies.apd import Apd
 from apdcli.decode.strategies.autoregressive import Autoregressive
+from apdcli.decode.strategies.confidence import Confidence
+from apdcli.decode.strategies.dico import Dico
+from apdcli.decode.strategies.entropy import Entropy
+from apdcli.decode.strategies.entropy_bound import EntropyBound
+from apdcli.decode.strategies.factor import Factor
+from apdcli.decode.strategies.klass import Klass
 from apdcli.decode.strategies.left_to_right import LeftToRight
+from apdcli.decode.strategies.margin import Margin
+from apdcli.decode.strategies.random_order import RandomOrder
+from apdcli.decode.strategies.threshold import Threshold
 from apdcli.decode.types import Strategy
 
 _MAKERS: dict[str, Callable[..., Any]] = {
     "apd": Apd,
     "left_to_right": LeftToRight,
     "autoregressive": Autoregressive,
+    "dico": Dico,
+    "confidence": Confidence,
+    "threshold": Threshold,
+    "factor": Factor,
+    "entropy_bound": EntropyBound,
+    "klass": Klass,
+    "random": RandomOrder,
+    "margin": Margin,
+    "entropy": Entropy,
 }
 assert _MAKERS.keys() == STRATEGIES.keys()
 

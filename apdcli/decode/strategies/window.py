@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apdcli.decode.params import Window
+from apdcli.decode.checks import Window
 from apdcli.decode.types import Canvas
 
 

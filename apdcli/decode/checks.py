@@ -1,0 +1,36 @@
+"""Range checks that the parameter classes share. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from apdcli.errors import ParameterError
+
+Window = int | Literal["all"]
+
+
+def check(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Raise :class:`ParameterError` naming the field, the value and the range unless `ok`."""
+    if not ok:
+        raise ParameterError(name, value, allowed)
+
+
+def is_int(value: object, at_least: int) -> bool:
+    """True for an integer (not a bool) that is `at_least` or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+
+
+def is_real(value: object, low: float, high: float) -> bool:
+    """True for a finite number in [low, high]; bools are not numbers here."""
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and low <= value <= high
+    )
+
+
+def is_window(value: object) -> bool:
+    """True for a positive integer or "all"."""
+    return value == "all" or is_int(value, 1)

@@ -1,0 +1,33 @@
+"""The most confident first: LLaDA (arXiv 2502.09992, algorithm 5), Dream's maskgit_plus."""
+
+from __future__ import annotations
+
+import torch
+
+from apdcli.decode.any_order_params import ConfidenceParams
+from apdcli.decode.params import DecodeParams
+from apdcli.decode.strategies.blocks import AnyOrder, Reading
+from apdcli.decode.strategies.schedule import Schedule
+from apdcli.decode.types import Canvas, Pair
+
+
+class Confidence(AnyOrder):
+    """Commit the k surest positions; with `steps`, k follows Dream's schedule."""
+
+    def __init__(
+        self, shared: DecodeParams, own: ConfidenceParams, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(shared, own, device)
+        self.k = own.k
+        self.schedule = None if own.steps is None else Schedule(own.steps)
+
+    def read(self, canvas: Canvas, pair: Pair) -> Reading:
+        """As ever; the schedule settles k before the forward."""
+        if self.schedule is not None:
+            b0, b1 = self.block(canvas)
+            self.k = self.schedule.count((b0, b1), sum(canvas.masked[b0:b1]))
+        return super().read(canvas, pair)
+
+    def choose(self, x: Reading, scores: list[list[float]]) -> list[int]:
+        """The k highest."""
+        return x.top(self.k, scores[0])

@@ -1,0 +1,27 @@
+"""The clearest choices first: Dream's topk_margin (arXiv 2508.15487; arXiv 2502.06768)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apdcli.decode.any_order_params import ConfidenceParams, ScheduledParams
+from apdcli.decode.params import DecodeParams
+from apdcli.decode.sampling import probability_margin
+from apdcli.decode.strategies.blocks import Reading
+from apdcli.decode.strategies.confidence import Confidence
+from apdcli.decode.strategies.schedule import Schedule
+
+
+class Margin(Confidence):
+    """Commit the positions with the widest gap between their two best probabilities."""
+
+    def __init__(
+        self, shared: DecodeParams, own: ScheduledParams, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(shared, ConfidenceParams(own.block_length, own.early_stop), device)
+        self.schedule = Schedule(own.steps)
+
+    def score(self, x: Reading) -> tuple[Tensor, ...]:
+        """p(best) - p(second best), after temperature and filters as in the original."""
+        return (probability_margin(self.sampler.shaped(x.logits)),)

@@ -1,0 +1,216 @@
+"""The any-order baselines against published code, and what they have in common."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apdcli.decode.params import make_params
+from apdcli.decode.sampling import confidence, entropy, logit_margin, probability_margin
+from apdcli.decode.strategies.schedule import Schedule
+from apdcli.decode.types import Canvas
+from apdcli.errors import ParameterError, UnknownParameterError
+from tests.conftest import DATA, MASK, Nets
+from tests.decode.any_order import decode_all, differences, golden_cases, scripted
+
+BASELINES = {
+    "confidence": {"k": 3},
+    "threshold": {},
+    "factor": {},
+    "entropy_bound": {"gamma": 1.0},
+    "klass": {"parallel": True},
+    "random": {},
+    "margin": {"steps": 10},
+    "entropy": {},
+}
+
+
+@pytest.mark.parametrize("strategy", ["threshold", "factor", "entropy_bound"])
+def test_every_golden_case_is_equal(nets: Nets, strategy: str) -> None:
+    cases = [case for case in golden_cases() if case["strategy"] == strategy]
+    assert len(cases) == 20
+    for index, case in enumerate(cases):
+        assert differences(case, nets) == [], index
+
+
+def test_golden_cases_that_hang_on_the_last_bit() -> None:
+    """Top-k orders end tokens whose confidences differ by 0 to 2 units in the last place.
+
+    Their float32 order depends on the width of the CPU's vectors; the reference run's was 8.
+    """
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("the reference order needs AVX2 arithmetic")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.decode.any_order", "topk", "klass"],
+        cwd=DATA.parent.parent,
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == {}
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_top_k_golden_texts_and_forwards_on_any_cpu(nets: Nets, k: int) -> None:
+    cases = [c for c in golden_cases() if c["strategy"] == "topk" and c["parameters"]["k"] == k]
+    for case in cases[:4]:
+        assert differences(case, nets) in ([], ["steps"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    strategy=st.sampled_from(sorted(BASELINES)),
+    seed=st.integers(0, 2**32),
+    B=st.integers(1, 16),
+    blocks=st.integers(1, 3),
+    lowest=st.sampled_from([0.3, 0.8]),
+)
+def test_each_position_once_and_block_after_block(
+    strategy: str, seed: int, B: int, blocks: int, lowest: float
+) -> None:
+    dice = random.Random(seed)
+    table = [[dice.uniform(lowest, 1) for _ in range(3 + B * blocks)] for _ in range(5)]
+    done = scripted(
+        lambda forward, j: table[forward % 5][j],
+        strategy,
+        B * blocks,
+        block_length=B,
+        seed=seed,
+        **BASELINES[strategy],
+    )
+    assert min(done.accepted) >= 1
+    order = [(p - 3) // B for e in done.events for p, _ in e.committed]
+    assert order == sorted(order)
+    assert done.finished.denoiser_forwards == len(done.events)
+
+
+@pytest.mark.parametrize("strategy", sorted(BASELINES))
+def test_temperature_repeats_with_its_seed(nets: Nets, strategy: str) -> None:
+    prompt = golden_cases()[0]["prompt_ids"]
+    texts = []
+    for seed in (1, 1, 2):
+        canvas = Canvas.blank(prompt, 24, MASK)
+        values = {"temperature": 1.0, "seed": seed, "early_stop": False, **BASELINES[strategy]}
+        done = decode_all(canvas, nets.pair(), strategy, **values)
+        assert MASK not in done.ids
+        texts.append((done.ids, [e.committed for e in done.events]))
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_threshold_by_hand() -> None:
+    c = [0.95, 0.5, 0.91, 0.6]
+    done = scripted(lambda forward, j: c[j - 3], "threshold", 4)
+    committed = [[p - 3 for p, _ in e.committed] for e in done.events]
+    assert committed == [[0, 2], [3], [1]]  # nothing else reaches 0.9: one at a time, best first
+
+
+def test_entropy_bound_by_hand() -> None:
+    # Two certain positions cost nothing; the first uncertain one is free (its own maximum).
+    c = [1.0, 1.0, 0.5, 0.5]
+    done = scripted(lambda forward, j: c[j - 3], "entropy_bound", 4)
+    assert [[p - 3 for p, _ in e.committed] for e in done.events] == [[0, 1, 2], [3]]
+
+
+def test_klass_waits_until_predictions_settle() -> None:
+    # Confident throughout, but what is predicted moves until forward 3.
+    def script(forward: int, j: int) -> float:
+        return 0.97 if forward >= 3 else 0.91 if (forward + j) % 2 else 0.999
+
+    done = scripted(script, "klass", 12, parallel=True)
+    assert done.accepted[:5] == [1] * 5
+    assert done.accepted[5] == 7
+    assert len(done.accepted) == 6
+
+
+def test_klass_forgets_between_blocks() -> None:
+    done = scripted(lambda forward, j: 0.95, "klass", 16, block_length=8, parallel=True)
+    assert done.accepted == [1, 1, 6, 1, 1, 6]
+
+
+def test_dreams_schedule_sums_to_the_block_in_its_steps() -> None:
+    for steps in (1, 5, 16, 64, 200):
+        schedule, left, counts = Schedule(steps), 64, []
+        while left:
+            counts.append(schedule.count((0, 64), left))
+            left -= counts[-1]
+        assert sum(counts) == 64
+        assert len(counts) <= min(steps, 64)
+        assert max(counts) - min(counts[:-1] or counts) <= 64 // steps + 2
+
+
+def test_steps_of_the_schedule_are_forwards_at_most(nets: Nets) -> None:
+    prompt = golden_cases()[0]["prompt_ids"]
+    for strategy in ("confidence", "random", "margin", "entropy"):
+        canvas = Canvas.blank(prompt, 32, MASK)
+        done = decode_all(canvas, nets.pair(), strategy, steps=8, early_stop=False)
+        assert done.finished.denoiser_forwards <= 8, strategy
+
+
+def test_random_order_is_uniform() -> None:
+    first = Counter(
+        p
+        for seed in range(400)
+        for p, _ in scripted(lambda f, j: 0.5, "random", 4, seed=seed).events[0].committed
+    )
+    assert all(110 <= first[j] <= 210 for j in range(3, 7)), first
+
+
+def test_scores_of_four_tokens_by_hand() -> None:
+    logits = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.7, 0.1, 0.1, 0.1]]).log()
+    ids = torch.tensor([0, 1])
+    assert confidence(logits, ids).tolist() == pytest.approx([0.5, 0.1])
+    assert probability_margin(logits).tolist() == pytest.approx([0.25, 0.6])
+    assert logit_margin(logits).tolist() == pytest.approx([0.693147, 1.945910])
+    assert entropy(logits).tolist() == pytest.approx([1.039721, 0.940448])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0, 3))
+def test_entropy_bound_prefix_is_a_brute_force_search(H: list[float], gamma: float) -> None:
+    from apdcli.decode.any_order_params import EntropyBoundParams
+    from apdcli.decode.params import DecodeParams
+    from apdcli.decode.strategies.entropy_bound import EntropyBound
+
+    strategy = EntropyBound(DecodeParams(), EntropyBoundParams(gamma=gamma))
+    c = [1 - j / len(H) for j in range(len(H))]
+    open_entropies = [sum(H[:k]) - max(H[:k]) for k in range(1, len(H) + 1)]
+    assert all(a <= b + 1e-12 for a, b in pairwise(open_entropies))
+    sizes = [k for k, left in enumerate(open_entropies, 1) if left <= gamma]
+    chosen = strategy.choose(None, [c, H])  # type: ignore[arg-type]
+    assert abs(len(chosen) - max(sizes)) <= 1  # float sums in another order
+    assert chosen == list(range(len(chosen)))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name", "value"),
+    [
+        ("confidence", "k", 0),
+        ("confidence", "steps", 0),
+        ("threshold", "confidence_threshold", 1.01),
+        ("factor", "factor", float("inf")),
+        ("entropy_bound", "gamma", -1),
+        ("klass", "kl_history_length", 0),
+        ("klass", "parallel", 1),
+        ("random", "steps", 1.5),
+        ("margin", "block_length", "some"),
+        ("entropy", "block_length", 48),
+    ],
+)
+def test_bad_values_name_the_field(strategy: str, name: str, value: object) -> None:
+    with pytest.raises(ParameterError, match=name):
+        make_params(strategy, **{"max_tokens": 64, name: value})
+
+
+def test_anothers_parameter_lists_the_known_ones() -> None:
+    with pytest.raises(UnknownParameterError, match="early_stop, confidence_threshold"):
+        make_params("threshold", gamma=0.1)
