@@ -51,10 +51,8 @@ class Context:
         """Write a line to standard output: exact bytes, or what a terminal can show."""
         out = self.out
         if is_terminal(out):
-            from apdcli.render.text import visible
-
             encoding = out.encoding or "utf-8"
-            out.write(visible(text).encode(encoding, "replace").decode(encoding) + "\n")
+            out.write(_safe(text).encode(encoding, "replace").decode(encoding) + "\n")
         elif (raw := getattr(out, "buffer", None)) is not None:
             out.flush()
             raw.write((text + "\n").encode("utf-8", "surrogateescape"))
@@ -64,9 +62,7 @@ class Context:
 
     def say(self, text: str) -> None:
         """Write one line to standard error; a standard error that is gone is no reason to fail."""
-        from apdcli.render.text import visible
-
-        self.tell(visible(" ".join(text.splitlines())) + "\n")
+        self.tell(_safe(" ".join(text.splitlines())) + "\n")
 
     def tell(self, text: str) -> None:
         """Write to standard error as it is."""
@@ -95,6 +91,15 @@ class Context:
                     os.dup2(nowhere, stream.fileno())
                     os.close(nowhere)
         return arrived
+
+
+def _safe(text: str) -> str:
+    """Text that cannot drive a terminal: a file's name or its content is not to be trusted."""
+    if text.replace("\n", "").isprintable():
+        return text
+    from apdcli.render.text import visible  # late: it brings Rich along
+
+    return visible(text)
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -1,0 +1,187 @@
+"""`apd` as a process: real pipes, a real terminal, real signals, and what it does not import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyte
+import pytest
+
+import apdcli
+from apdcli import load_pair
+
+pexpect = pytest.importorskip("pexpect")
+if os.name == "nt":
+    pytest.skip("needs a POSIX terminal", allow_module_level=True)
+
+PROMPT = "tell me a story"
+# One forward a token, and an end token ends nothing: hundreds of steps whatever the model says.
+LONG = (
+    *("generate", PROMPT, "--strategy", "random", "-n", "900"),
+    *("-O", "block_length=1", "-O", "early_stop=false"),
+)
+APD = (sys.executable, "-m", "apdcli")
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """A user without profiles and settings of their own."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("APD_", "NO_COLOR"))}
+    root = str(Path(apdcli.__file__).parents[1])
+    own = {"APD_CONFIG_DIR": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    return {**kept, **own, "TERM": "xterm-256color"}
+
+
+def start(environ: dict[str, str], *args: object, **streams: Any) -> subprocess.Popen[bytes]:
+    streams = {"stdin": subprocess.DEVNULL, "stdout": -1, "stderr": -1} | streams
+    return subprocess.Popen([*APD, *map(str, args)], env=environ, **streams)
+
+
+def on_terminal(environ: dict[str, str], *args: object, columns: int = 80) -> Any:
+    return pexpect.spawn(
+        APD[0],
+        [*APD[1:], *map(str, args)],
+        env=environ,
+        dimensions=(24, columns),
+        encoding="utf-8",
+        timeout=120,
+    )
+
+
+def finish(child: Any) -> tuple[str, int]:
+    """What was written since the last look, and the exit status."""
+    child.expect(pexpect.EOF)
+    child.close()
+    return child.before, child.exitstatus
+
+
+def screen(text: str, columns: int = 80) -> list[str]:
+    """The lines that a terminal shows after `text`."""
+    terminal = pyte.Screen(columns, 24)
+    stream = pyte.Stream(terminal)
+    # pyte takes IND (ESC D) and DEC 2026 as real terminals do
+    stream.feed(text)
+    return [line.rstrip() for line in terminal.display if line.strip()]
+
+
+def test_help_profiles_and_usage_errors_load_no_torch(environ: dict[str, str]) -> None:
+    code = """
+import sys
+from apdcli.cli.main import main
+for line in sys.argv[1:]:
+    main(line.split())
+    heavy = {"torch", "transformers", "numpy", "rich", "huggingface_hub"} & set(sys.modules)
+    assert not heavy, (line, heavy)
+"""
+    lines = (
+        *("--help", "--version", "generate --help", "profiles --help", "profiles list"),
+        *("profiles show demo", "profiles path", "generate -W 0 x", "generate --nonsense"),
+        *("generate -p nonsense x", "profiles new mine"),
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *lines],
+        env=environ,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_leaves_ends_it_quietly(environ: dict[str, str], profile: Path) -> None:
+    child = start(environ, *LONG, "-p", profile)
+    assert child.stdout is not None
+    assert child.stderr is not None
+    first = os.read(child.stdout.fileno(), 3)
+    child.stdout.close()
+    assert (first != b"", child.stderr.read(), child.wait()) == (True, b"", 141)
+    child.stderr.close()
+
+
+def test_a_full_or_closed_stdout_is_one_line(environ: dict[str, str], profile: Path) -> None:
+    code = f"exec {sys.executable} -m apdcli generate -p {profile} hello >&-"
+    done = subprocess.run(
+        ["sh", "-c", code], env=environ, stdin=subprocess.DEVNULL, stderr=-1, text=True
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "closed" in done.stderr
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("wb") as full:
+            child = start(environ, "generate", "-p", profile, "hello", stdout=full)
+            _, err = child.communicate()
+        assert (child.returncode, err.count(b"\n")) == (1, 1)
+        assert b"no space left" in err
+
+
+def test_ctrl_c_while_it_loads_ends_at_once(environ: dict[str, str], profile: Path) -> None:
+    code = (
+        "import sys; from apdcli.cli.main import main; sys.stderr.write('r'); sys.stderr.flush();"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "generate", "-p", str(profile), PROMPT],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=-1,
+        stderr=-1,
+    )
+    assert child.stderr is not None
+    assert child.stderr.read(1) == b"r"
+    # torch is being imported by then, or not yet: the answer is the same
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(0.4)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate()
+    assert (child.returncode, out, err) == (130, b"", b"")
+
+
+def test_ctrl_c_on_a_terminal_keeps_what_was_said(environ: dict[str, str], profile: Path) -> None:
+    child = on_terminal(environ, *LONG, "-p", profile)
+    child.expect("step ")
+    child.expect(r"[a-z]{2}")
+    child.sendintr()
+    rest, status = finish(child)
+    assert status == 130
+    assert "Traceback" not in rest
+    assert "interrupted" in rest
+    assert rest.rindex("\x1b[?25h") > rest.rfind("\x1b[?25l")  # the cursor is back
+
+
+def test_kill_puts_the_terminal_in_order(environ: dict[str, str], profile: Path) -> None:
+    child = on_terminal(environ, *LONG, "-p", profile)
+    child.expect("step ")
+    child.kill(signal.SIGTERM)
+    rest, status = finish(child)
+    assert status == 143
+    assert "Traceback" not in rest
+    assert "\x1b[?25h" in rest
+
+
+@pytest.mark.parametrize(("columns", "no_color"), [(80, False), (40, True)])
+def test_the_live_view_leaves_the_answer_once(
+    environ: dict[str, str], profile: Path, columns: int, no_color: bool
+) -> None:
+    answer = apdcli.generate(load_pair(profile), PROMPT).text.split()
+    more = {"NO_COLOR": "1"} if no_color else {}
+    child = on_terminal(environ | more, "generate", PROMPT, "-p", profile, columns=columns)
+    written, status = finish(child)
+    assert status == 0
+    *_, summary = lines = screen(written, columns)
+    assert "tokens" in written
+    assert ("stop" in summary) or ("length" in summary)
+    shown = "".join(lines).replace(" ", "")
+    assert shown.startswith("".join(answer))
+    assert shown.count("".join(answer)) == 1
+    assert ("\x1b[38;5;" in written) is not no_color
+
+
+def test_a_terminal_on_stdin_is_not_waited_for(environ: dict[str, str], profile: Path) -> None:
+    written, status = finish(on_terminal(environ, "generate"))
+    assert status == 2
+    assert "no prompt" in written
+    assert written.count("\n") <= 3  # one line, wrapped by the terminal
