@@ -63,4 +63,6 @@ def save_hub_folder(net: Transformer, tokenizer: Tokenizer, folder: Path) -> Non
         name: tensor.detach().to("cpu", torch.float16).contiguous()
         for name, tensor in net.state_dict().items()
     }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "model.safetensors"
+    save_file(weights, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors writes files that only their owner may read

@@ -57,6 +57,22 @@ def _config(
     )  # fmt: skip
 
 
+# What causal training left weakest (copying from the right place) gets more, what it learned first
+# gets less.
+COPYING = {
+    "lookups": 2.2,
+    "replace": 1.5,
+    "comparisons": 1.8,
+    "insert": 1.3,
+    "remove": 1.2,
+    "reverse": 1.4,
+    "help": 1.4,
+    "units": 0.8,
+    "functions": 1.2,
+    "dates": 1.0,
+    "count": 0.6,
+}
+
 PRESETS: dict[str, dict[str, Plan]] = {
     # Two CPU cores.
     "cpu": {
@@ -68,9 +84,9 @@ PRESETS: dict[str, dict[str, Plan]] = {
         "denoiser": Plan(
             _config("Dream", 192, 512, 6, 6, 3, tied=False),
             (
-                Stage("causal", 130, 1.0, 1.0, 2.0),
-                Stage("masks", 150, 1.0, 1.0, 1.0),
-                Stage("masks", 130, 1.0, 0.02),
+                Stage("causal", 85, 1.0, 1.0, 2.0),
+                Stage("masks", 130, 1.0, 0.5, 1.0, weights=COPYING),
+                Stage("masks", 110, 0.5, 0.02, weights=COPYING),
             ),
             batch_tokens=6144,
         ),
@@ -86,8 +102,8 @@ PRESETS: dict[str, dict[str, Plan]] = {
             _config("Dream", 384, 1024, 8, 6, 6, tied=False),
             (
                 Stage("causal", 500, 1.0, 1.0, 8.0),
-                Stage("masks", 700, 1.0, 1.0, 4.0),
-                Stage("masks", 700, 1.0, 0.02),
+                Stage("masks", 700, 1.0, 0.5, 4.0, weights=COPYING),
+                Stage("masks", 700, 0.5, 0.02, weights=COPYING),
             ),
             batch_tokens=32768,
         ),
