@@ -133,16 +133,25 @@ class Line:
 
 
 def rows(tail: Iterable[Glyph], line: Line, most: int) -> tuple[list[Row], bool]:
-    """Lay glyphs out from where `line` stands; at most `most` rows, and whether any were cut."""
+    """Lay glyphs out from where `line` stands; at most `most` rows, and whether any were cut.
+
+    The last column is left free, but for the settled glyph under the cursor: where settled text
+    later wraps in front of a wide character, that column must be as if never written.
+    """
+    start, full = line.column, line.columns
     line = line.copy()
+    line.columns = max(2, line.columns - 1)
     out: list[Row] = [[]]
     for raw in tail:
         for glyph in line.expand(raw):
-            if glyph.is_newline or line.wraps(glyph):
+            last_column = out == [[]] and start + glyph.columns == full and not glyph.is_newline
+            if glyph.is_newline or (line.wraps(glyph) and not last_column):
                 if len(out) == most:
                     return out, True
                 out.append([])
             if not glyph.is_newline:
                 out[-1].append(glyph)
             line.write(glyph)
+            if last_column:
+                line.column = line.columns
     return out, False

@@ -123,15 +123,15 @@ class Clock:
 
 
 class Screen(pyte.HistoryScreen):
-    """pyte, with two things as real terminals have them at the last column."""
+    """pyte, with wide and combining characters as real terminals place them."""
 
     def draw(self, data: str) -> None:
         for character in data:
             if wcwidth(character) == 2 and self.cursor.x == self.columns - 1:
                 self.cursor.x = self.columns  # no half of it fits: wrap
-            if unicodedata.combining(character) and self.cursor.x == self.columns:
+            if unicodedata.combining(character) and self.cursor.x:
                 row = self.buffer[self.cursor.y]
-                at = self.columns - (1 if row[self.columns - 1].data else 2)
+                at = self.cursor.x - (1 if row[self.cursor.x - 1].data else 2)
                 joined = unicodedata.normalize("NFC", row[at].data + character)
                 row[at] = row[at]._replace(data=joined)
                 continue
