@@ -17,7 +17,8 @@ class ModelConfig:
     """Shape and quirks of one model. The families differ in these values and nowhere else.
 
     Attributes:
-        family: "Dream" (bidirectional, Qwen2 layout, shifted outputs) or "qwen2" (causal).
+        family: "Dream" (bidirectional, Qwen2 layout, shifted outputs), "qwen2" (causal) or
+            "llada" (bidirectional, no shift).
         vocab_size: rows of the embedding and the head, padding rows included.
         causal: attention looks back only.
         shift: output j predicts position j + 1 (Dream was adapted from an autoregressive model
@@ -177,7 +178,60 @@ def _qwen2_layout(reader: _Reader, *, diffusion: bool) -> ModelConfig:
     )
 
 
+# What LLaDA's config class can switch and its published checkpoints leave at one value.
+_LLADA_FIXED: dict[str, tuple[Any, ...]] = {
+    "block_type": ("llama",),
+    "activation_type": ("silu",),
+    "layer_norm_type": ("rms",),
+    "rope": (True,),
+    "layer_norm_with_affine": (True, None),
+    "block_group_size": (1, None),
+    "alibi": (False, None),
+    "multi_query_attention": (False, None),
+    "attention_layer_norm": (False, None),
+    "input_emb_norm": (False, None),
+    "include_bias": (False, None),
+    "include_qkv_bias": (False, None),
+    "bias_for_layer_norm": (False, None),
+    "scale_logits": (False, None),
+}
+
+
+def _llada_layout(reader: _Reader) -> ModelConfig:
+    """LLaDA (arXiv 2502.09992): a bidirectional Llama in OLMo's names, without biases or shift."""
+    for key, supported in _LLADA_FIXED.items():
+        value = reader.config.get(key)
+        if value not in supported:
+            raise ModelError(
+                f"{reader.where}: {key} = {value!r} is not supported, only {supported[0]!r}"
+            )
+    hidden, heads = reader.integer("d_model"), reader.integer("n_heads")
+    return ModelConfig(
+        family="llada",
+        # The matrices may have more rows than the vocabulary.
+        vocab_size=reader.integer("embedding_size", reader.integer("vocab_size")),
+        hidden_size=hidden,
+        intermediate_size=reader.integer(
+            "mlp_hidden_size", reader.integer("mlp_ratio", 4) * hidden
+        ),
+        num_layers=reader.integer("n_layers"),
+        num_heads=heads,
+        num_kv_heads=reader.integer("n_kv_heads", heads),
+        head_dim=max(hidden // heads, 1),
+        rope_theta=_rope_theta(reader),
+        rms_norm_eps=reader.number("rms_norm_eps", 1e-5),
+        max_positions=reader.integer("max_sequence_length"),
+        causal=False,
+        shift=False,
+        tied=bool(reader.config.get("weight_tying", True)),
+        qkv_bias=False,
+        mask_id=reader.token_id("mask_token_id"),
+        stop_ids=reader.stop_ids(),
+    )
+
+
 _FAMILIES = {
     "Dream": lambda reader: _qwen2_layout(reader, diffusion=True),
     "qwen2": lambda reader: _qwen2_layout(reader, diffusion=False),
+    "llada": _llada_layout,
 }

@@ -11,7 +11,24 @@ from apdcli.models.config import ModelConfig
 HEAD = "lm_head.weight"
 
 # family -> ((piece of the core's name, piece of the file's name), ...), applied in order.
-_RENAMES: dict[str, tuple[tuple[str, str], ...]] = {"Dream": (), "qwen2": ()}
+_RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
+    "Dream": (),
+    "qwen2": (),
+    "llada": (
+        ("model.", "model.transformer."),
+        (HEAD, "model.transformer.ff_out.weight"),
+        ("embed_tokens.", "wte."),
+        ("layers.", "blocks."),
+        ("self_attn.o_proj.", "attn_out."),
+        ("self_attn.", ""),
+        ("mlp.gate_proj.", "ff_proj."),
+        ("mlp.up_proj.", "up_proj."),
+        ("mlp.down_proj.", "ff_out."),
+        ("input_layernorm.", "attn_norm."),
+        ("post_attention_layernorm.", "ff_norm."),
+        ("transformer.norm.", "transformer.ln_f."),
+    ),
+}
 
 
 def file_name(family: str, core_name: str) -> str:

@@ -7,16 +7,26 @@ from pathlib import Path
 
 from tests.cli.conftest import Apd
 
+SHIPPED = [
+    "demo",
+    "diffucoder",
+    "dream",
+    "dream-coder",
+    "dream-quality",
+    "llada",
+    "llada-1.5",
+]
+
 
 def test_list_names_the_shipped_profiles(apd: Apd) -> None:
     ran = apd("profiles", "list")
     assert (ran.status, ran.err) == (0, "")
     assert [line.split()[:2] for line in ran.out.splitlines()] == [
-        [name, "shipped"] for name in ("demo", "dream", "dream-quality")
+        [name, "shipped"] for name in SHIPPED
     ]
     assert apd("profiles").raw == ran.raw
     entries = json.loads(apd("profiles", "list", "--json").out)
-    assert [entry["name"] for entry in entries] == ["demo", "dream", "dream-quality"]
+    assert [entry["name"] for entry in entries] == SHIPPED
 
 
 def test_a_new_profile_is_the_users_and_wins(apd: Apd, tmp_path: Path) -> None:
