@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from apdcli.demo.corpus import generate
-from apdcli.demo.recipe import POOL_EXAMPLES, Stage
+from apdcli.demo.recipe import NEAR_DECAY, POOL_EXAMPLES, Stage
 from apdcli.demo.tokenizer import END_ID, MASK_ID, chat_text
 
 PROMPT_WEIGHT = 0.2  # the prompt's tokens teach copying too, but are mostly random words
@@ -65,8 +65,10 @@ def pool_batches(
     key = seed * 1_000_003 + stage_index * 100_003 + pool
     rows = encode_pool(tokenizer, key, "train", stage.weights, POOL_EXAMPLES)
     rng = Random(key)
-    make = causal_batches if stage.objective == "causal" else masked_batches
-    batches = list(make(rows, batch_tokens, rng))
+    if stage.objective == "causal":
+        batches = list(causal_batches(rows, batch_tokens, rng))
+    else:
+        batches = list(masked_batches(rows, batch_tokens, rng, stage.near))
     rng.shuffle(batches)
     return batches
 
@@ -128,8 +130,13 @@ def _draw_masking(answer: int, rng: Random) -> _Masking:
     return _Masking(end, cursor, 1.0)
 
 
-def masked_batches(rows: Sequence[Row], batch_tokens: int, rng: Random) -> Iterator[Batch]:
-    """Masked positions are predicted from the output one to their left (Dream's shift)."""
+def masked_batches(
+    rows: Sequence[Row], batch_tokens: int, rng: Random, near: float = 0.0
+) -> Iterator[Batch]:
+    """Masked positions are predicted from the output one to their left (Dream's shift).
+
+    `near` is the extra weight right after the cursor of a masked suffix (see `Stage`).
+    """
     plans = [_draw_masking(len(r.answer), rng) for r in rows]
     lengths = [len(r.prompt) + p.end for r, p in zip(rows, plans, strict=True)]
     for group in _groups(lengths, batch_tokens):
@@ -137,6 +144,7 @@ def masked_batches(rows: Sequence[Row], batch_tokens: int, rng: Random) -> Itera
         tokens: list[list[int]] = []
         sources: list[int] = []
         targets: list[int] = []
+        shares: list[float] = []
         for line, index in enumerate(group):
             row, plan = rows[index], plans[index]
             space = width - len(row.prompt)
@@ -147,7 +155,9 @@ def masked_batches(rows: Sequence[Row], batch_tokens: int, rng: Random) -> Itera
             base = line * width + len(row.prompt) - 1
             sources += [base + j for j, h in enumerate(hidden) if h]
             targets += [t for t, h in zip(text, hidden, strict=True) if h]
-        yield _batch(tokens, sources, targets, [1.0] * len(targets))
+            extra = near if plan.cursor >= 0 else 0.0
+            shares += [1.0 + extra * NEAR_DECAY**d for d in range(sum(hidden))]
+        yield _batch(tokens, sources, targets, shares)
 
 
 def _hidden_positions(plan: _Masking, space: int, rng: Random) -> list[bool]:

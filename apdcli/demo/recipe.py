@@ -14,6 +14,7 @@ from apdcli.models.config import ModelConfig
 POOL_EXAMPLES = 2048
 VOCAB_SIZE = 1280
 MAX_POSITIONS = 1024
+NEAR_DECAY = 0.6
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class Stage:
 
     `objective` is "causal" (next token) or "masks" (masked positions, full attention, shift).
     The learning rate runs linearly from `lr_start` to `lr_end` (factors of the peak) after
-    `warmup_pools`.  `weights` replaces the corpus' own family weights by name.
+    `warmup_pools`.  `weights` replaces the corpus' own family weights by name.  With `near`, the
+    masked position d after the cursor of a masked suffix weighs 1 + near * NEAR_DECAY^d: what is
+    decoded next matters most.
     """
 
     objective: str
@@ -31,6 +34,7 @@ class Stage:
     lr_end: float = 1.0
     warmup_pools: float = 0.0
     weights: Mapping[str, float] = field(default_factory=dict)
+    near: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,8 @@ PRESETS: dict[str, dict[str, Plan]] = {
             _config("Dream", 192, 512, 6, 6, 3, tied=False),
             (
                 Stage("causal", 85, 1.0, 1.0, 2.0),
-                Stage("masks", 130, 1.0, 0.5, 1.0, weights=COPYING),
-                Stage("masks", 110, 0.5, 0.02, weights=COPYING),
+                Stage("masks", 40, 1.0, 0.849, 1.0, weights=COPYING),
+                Stage("masks", 145, 0.6, 0.02, weights=COPYING, near=4.0),
             ),
             batch_tokens=6144,
         ),
@@ -102,8 +106,8 @@ PRESETS: dict[str, dict[str, Plan]] = {
             _config("Dream", 384, 1024, 8, 6, 6, tied=False),
             (
                 Stage("causal", 500, 1.0, 1.0, 8.0),
-                Stage("masks", 700, 1.0, 0.5, 4.0, weights=COPYING),
-                Stage("masks", 700, 0.5, 0.02, weights=COPYING),
+                Stage("masks", 300, 1.0, 0.85, 4.0, weights=COPYING),
+                Stage("masks", 1000, 0.6, 0.02, weights=COPYING, near=4.0),
             ),
             batch_tokens=32768,
         ),
