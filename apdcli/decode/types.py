@@ -48,6 +48,29 @@ class Canvas:
             cursor=len(prompt),
         )
 
+    @classmethod
+    def from_gaps(
+        cls, ids: Iterable[int | None], mask_id: int, device: torch.device | str = "cpu"
+    ) -> Canvas:
+        """A text with gaps, for strategies that decode in any order: None stands for a mask.
+
+        The response begins at the first gap; text inside and after it is there from the start.
+
+        Raises:
+            ValueError: there is no gap.
+        """
+        given = list(ids)
+        masked = [i is None for i in given]
+        first = masked.index(True)
+        return cls(
+            tokens=torch.tensor(
+                [mask_id if i is None else i for i in given], dtype=torch.int64, device=device
+            ),
+            masked=masked,
+            prompt_len=first,
+            cursor=first,
+        )
+
     @property
     def end(self) -> int:
         """N, one past the last response position."""

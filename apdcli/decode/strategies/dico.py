@@ -55,20 +55,21 @@ class Dico(AnyOrder):
 
     def _response(self, canvas: Canvas, pair: Pair) -> Iterator[Commit]:
         self.canvas, self.pair = canvas, pair
+        self.response = canvas.masked_left  # text between gaps is no part of it
         while True:
             self.b0, self.b1 = self.block(canvas)
+            self.B = len(self._masked())
             yield from self._one_block()
 
     def _one_block(self) -> Iterator[Commit]:
         """Divide and conquer until the gate, then finalize."""
-        B = self.b1 - self.b0
-        for _ in range(int(self.p.gate * B)):  # a turn decodes a position at the least
+        for _ in range(int(self.p.gate * self.B)):  # a turn decodes a position at the least
             clusters = yield from self._divide()
             if not clusters:
                 break
             yield from self._conquer(clusters)
             left = len(self._masked())
-            if left == 0 or left / B < 1 - self.p.gate:
+            if left == 0 or left / self.B < 1 - self.p.gate:
                 break
             if self.idle_forwards == 2:
                 break  # nothing changed since Divide found no seed: it would find none again
@@ -79,12 +80,11 @@ class Dico(AnyOrder):
         p = self.p
         clusters: list[Cluster] = []
         idle = 0
-        response = self.canvas.end - self.canvas.prompt_len
         # Once there were as many forwards as tokens, what is left goes to Finalize.
-        for forward in range(min(p.divide_steps, response - self.forwards)):
+        for forward in range(min(p.divide_steps, self.response - self.forwards)):
             x = self._forward()
             g = self._guided(x.c)
-            seeds = soft_nms(g, p.seeds, p.seed_threshold, sigma=(self.b1 - self.b0) / 3)
+            seeds = soft_nms(g, p.seeds, p.seed_threshold, sigma=self.B / 3)
             if not seeds:
                 yield self._commit(x, [], clusters, "divide")
                 break
@@ -151,8 +151,7 @@ class Dico(AnyOrder):
         """Trajectory guidance: c_j w_k, w_k = exp(-lambda k), k from the first masked position."""
         if not self.p.guidance:
             return c
-        response = self.canvas.end - self.canvas.prompt_len
-        u = 1 - self.canvas.masked_left / response
+        u = 1 - self.canvas.masked_left / self.response
         first = self._masked()[0]
         last_weight = min(1.0, self.p.guidance_beta + self.p.guidance_alpha * u)
         decay = -math.log(last_weight) / max(1, self.b1 - first - 1)

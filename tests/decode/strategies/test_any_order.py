@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from apdcli.decode.params import make_params
 from apdcli.decode.sampling import confidence, entropy, logit_margin, probability_margin
 from apdcli.decode.strategies.schedule import Schedule
-from apdcli.decode.types import Canvas
+from apdcli.decode.types import Canvas, Pair
 from apdcli.errors import ParameterError, UnknownParameterError
 from tests.conftest import DATA, MASK, Nets
-from tests.decode.any_order import decode_all, differences, golden_cases, scripted
+from tests.decode.any_order import Scripted, decode_all, differences, golden_cases, scripted
 
 BASELINES = {
     "confidence": {"k": 3},
@@ -106,6 +106,52 @@ def test_temperature_repeats_with_its_seed(nets: Nets, strategy: str) -> None:
         assert MASK not in done.ids
         texts.append((done.ids, [e.committed for e in done.events]))
     assert texts[0] == texts[1] != texts[2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    strategy=st.sampled_from(sorted([*BASELINES, "dico"])),
+    gaps=st.lists(st.booleans(), min_size=1, max_size=40).filter(any),
+    block_length=st.sampled_from([1, 7, "all"]),
+    seed=st.integers(0, 2**32),
+)
+def test_gaps_are_filled_and_the_text_around_them_stays(
+    strategy: str, gaps: list[bool], block_length: int | str, seed: int
+) -> None:
+    dice = random.Random(seed)
+    table = [[dice.uniform(0.3, 1) for _ in gaps] for _ in range(5)]
+    canvas = Canvas.from_gaps([None if gap else 5 for gap in gaps], Scripted.mask_id)
+    pair = Pair(Scripted(lambda forward, j: table[forward % 5][j]))
+    values = {"max_tokens": 7, "stop_ids": frozenset(), **BASELINES.get(strategy, {})}
+    values["block_length"] = block_length
+    done = decode_all(canvas, pair, strategy, **values)
+    assert canvas.tokens.tolist() == [j % 3 if gap else 5 for j, gap in enumerate(gaps)]
+    positions = sorted(p for e in done.events for p, _ in e.committed)
+    assert positions == [j for j, gap in enumerate(gaps) if gap]
+    assert done.finished.reason == "length"
+
+
+def test_text_after_a_gap_decides_what_fills_it(nets: Nets) -> None:
+    case = golden_cases()[0]
+    whole = case["prompt_ids"] + case["token_ids"]
+    n = len(case["prompt_ids"])
+    filled = []
+    for changed in (None, 5):  # the answer's own number, then another one after the gap
+        ids = [None if n + 20 <= j < n + 22 else t for j, t in enumerate(whole)]
+        if changed is not None:
+            ids[n + 24 : n + 26] = [20 + changed, 20 + changed]
+        canvas = Canvas.from_gaps(ids, MASK)
+        done = decode_all(canvas, nets.pair(), "dico", stop_ids=frozenset(), max_tokens=64)
+        filled.append(done.events[-1].committed)
+        assert [t for j, t in enumerate(canvas.tokens.tolist()) if ids[j] is not None] == [
+            t for t in ids if t is not None
+        ]
+    assert filled[0] != filled[1]
+
+
+def test_a_text_without_a_gap_is_an_error() -> None:
+    with pytest.raises(ValueError, match="not in list"):
+        Canvas.from_gaps([1, 2], MASK)
 
 
 def test_threshold_by_hand() -> None:
