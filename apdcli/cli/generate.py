@@ -17,7 +17,8 @@ from apdcli.cli import options
 from apdcli.cli.context import Context, is_terminal
 from apdcli.cli.outputs import OutputFile, check_writable
 from apdcli.cli.prompt import read_prompt
-from apdcli.errors import UnknownParameterError, UsageError
+from apdcli.decode.params import make_params
+from apdcli.errors import ParameterError, UnknownParameterError, UsageError
 
 if TYPE_CHECKING:
     from apdcli.engine.session import Generation, Request
@@ -117,10 +118,22 @@ def _resolve(job: Job, context: Context) -> tuple[Profile, Settings]:
         raise UsageError(
             f"{options.flag_of(error.field)} does not go with strategy {error.strategy}, {takes}"
         ) from error
+    _check_together(settings)
     if settings["seed"].origin == "default" and settings["temperature"].value > 0:
         fresh = Setting(secrets.randbelow(2**32), "default")
         settings = Settings({**settings.table, "seed": fresh})
     return profile, settings
+
+
+def _check_together(settings: Settings) -> None:
+    """Find out before torch is loaded whether values that are right alone are so together."""
+    try:
+        make_params(settings.strategy, **settings.decode_values())
+    except ParameterError as error:
+        origin = settings[error.field].origin
+        raise UsageError(
+            f"{options.flag_of(error.field)} {error.value} ({origin}): it must be {error.allowed}"
+        ) from error
 
 
 def _load(profile: Profile, settings: Settings, prompt: str, job: Job, context: Context) -> _Going:

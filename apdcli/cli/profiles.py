@@ -6,13 +6,15 @@ Loads no torch but for `check`. Knows nothing of decoding.
 from __future__ import annotations
 
 import json
+import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from apdcli.cli.context import Context
+from apdcli.cli.context import Context, is_terminal
 
 Todo = Callable[[Context], int]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name, or a path to a .toml file.")]
@@ -49,7 +51,7 @@ def _list(as_json: Json = False) -> Todo:
         wide = max((len(entry.name) for entry in entries), default=0)
         for entry in entries:
             what = entry.description if entry.problem is None else f"unusable: {entry.problem}"
-            context.print(f"{entry.name:{wide}}  {entry.source:7}  {what}")
+            context.print(_fitted(f"{entry.name:{wide}}  {entry.source:7}  ", what, context))
         return 0
 
     return run
@@ -129,6 +131,16 @@ def _check(
         return 0
 
     return run
+
+
+def _fitted(head: str, text: str, context: Context) -> str:
+    """One line, or on a terminal as many as its width asks for, broken between words."""
+    if not is_terminal(context.stdout):
+        return head + text
+    columns = shutil.get_terminal_size().columns
+    indent = " " * (len(head) if columns >= 2 * len(head) else 4)
+    lines = textwrap.wrap(head + text, columns, subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def _dump(value: object) -> str:

@@ -75,6 +75,13 @@ def test_a_parameter_of_another_strategy(
     assert ran.status == 2
 
 
+def test_values_that_do_not_go_together(apd: Apd, profile: Path) -> None:
+    ran = apd("generate", "-p", profile, PROMPT, "--strategy", "dico", "-n", "300")
+    assert ran.status == 2
+    assert "-O block_length 128 (default)" in ran.complaint
+    assert "300" in ran.complaint
+
+
 def test_no_prompt_and_nobody_pipes_shows_an_example(apd: Apd) -> None:
     ran = apd("generate", stdin=None)
     assert ran.status == 2

@@ -192,3 +192,12 @@ def test_on_a_terminal_without_a_cursor_the_text_is_plain(apd: Apd, profile: Pat
     assert "tokens/step" in ran.err
     ran = apd("generate", "-p", profile, PROMPT, "-q", terminal=True)
     assert (ran.raw, ran.err) == (piped.raw, "")
+
+
+def test_the_embedded_pair_answers_without_any_configuration(apd: Apd) -> None:
+    if not (Path(apdcli.__file__).parent / "demo" / "pair").is_dir():
+        pytest.skip("the embedded pair has not been built here")
+    ran = apd("generate", "hello", "-n", "16")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.strip()
+    assert ran.raw == apd("generate", "-p", "demo", "hello", "-n", "16").raw
