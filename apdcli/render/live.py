@@ -36,6 +36,8 @@ _CLEAR_BELOW = "\x1b[J"
 _INDEX = "\x1bD"  # down one row, same column, scrolling at the bottom
 _SAVE = "\x1b7"
 _RESTORE = "\x1b8"
+_NO_WRAP = "\x1b[?7l"  # a resize not yet known of cuts the tail's rows instead of moving them
+_WRAP = "\x1b[?7h"
 _CUT = " …"
 
 
@@ -113,7 +115,7 @@ class LiveView:
         text = self._settle(final=True)
         if self._line.column:  # a full row, too, ends here and not one row further down
             text += self._end_row(self._line.column) + "\r\n"
-        self._send(_SYNC + text + _CLEAR_BELOW + RESET + _SYNC_END + _SHOW)
+        self._send(_SYNC + text + _CLEAR_BELOW + RESET + _WRAP + _SYNC_END + _SHOW)
         if self._summary_to is not None and self.state.step:
             self._summary_to.write(summary_line(self.state) + "\n")
             self._summary_to.flush()
@@ -201,7 +203,7 @@ class LiveView:
             painted.append(self._status(columns) + _CLEAR_BELOW)
         down = len(painted) - 1
         room = f"{_INDEX * down}\x1b[{down}A" if down else ""
-        return room + _SAVE + "\r\n".join(painted) + _RESTORE
+        return room + _SAVE + _NO_WRAP + "\r\n".join(painted) + _RESTORE + _WRAP
 
     def _paint(self, row: Row) -> str:
         looks = groupby(row, key=lambda glyph: self._palette.cell(glyph.cell))

@@ -29,8 +29,8 @@ SAMPLES = [
     "line\r\nline\roverwritten\x08\x08",
     "\ud7ff\ue000\U000e0041\u2028\u2029\ufeff\u200b",
 ]
-OURS = re.compile(
-    r"\x1b(\[\?2026[hl]|\[\?25[hl]|\[[KJ]|\[\d+A|[78D]|\[[0-9;]*m)|\r\n"  # what the view sends
+OURS = re.compile(  # what the view sends
+    r"\x1b(\[\?2026[hl]|\[\?7[hl]|\[\?25[hl]|\[[KJ]|\[\d+A|[78D]|\[[0-9;]*m)|\r\n"
 )
 
 
