@@ -77,6 +77,27 @@ COPYING = {
     "count": 0.6,
 }
 
+# What was weakest in the middle of the mask training: numbers, and finding the right place.
+BINDING = {
+    "sums": 2.5,
+    "problems": 2.2,
+    "comparisons": 2.0,
+    "lookups": 2.5,
+    "replace": 1.8,
+    "insert": 1.8,
+    "remove": 1.3,
+    "reverse": 1.4,
+    "sort": 2.3,
+    "copy": 1.2,
+    "dates": 1.1,
+    "units": 0.9,
+    "stories": 0.9,
+    "functions": 0.9,
+    "help": 1.2,
+    "chat": 0.9,
+    "count": 0.7,
+}
+
 PRESETS: dict[str, dict[str, Plan]] = {
     # Two CPU cores.
     "cpu": {
@@ -90,7 +111,8 @@ PRESETS: dict[str, dict[str, Plan]] = {
             (
                 Stage("causal", 85, 1.0, 1.0, 2.0),
                 Stage("masks", 40, 1.0, 0.849, 1.0, weights=COPYING),
-                Stage("masks", 145, 0.6, 0.02, weights=COPYING, near=4.0),
+                Stage("masks", 49, 0.6, 0.404, weights=COPYING, near=4.0),
+                Stage("masks", 108, 0.25, 0.01, weights=BINDING, near=4.0),
             ),
             batch_tokens=6144,
         ),
@@ -107,7 +129,8 @@ PRESETS: dict[str, dict[str, Plan]] = {
             (
                 Stage("causal", 500, 1.0, 1.0, 8.0),
                 Stage("masks", 300, 1.0, 0.85, 4.0, weights=COPYING),
-                Stage("masks", 1000, 0.6, 0.02, weights=COPYING, near=4.0),
+                Stage("masks", 300, 0.6, 0.4, weights=COPYING, near=4.0),
+                Stage("masks", 700, 0.25, 0.01, weights=BINDING, near=4.0),
             ),
             batch_tokens=32768,
         ),
