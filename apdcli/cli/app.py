@@ -16,6 +16,7 @@ from typer.main import get_command
 from apdcli import __version__
 from apdcli.cli import options, profiles
 from apdcli.cli.context import Context
+from apdcli.errors import UsageError
 
 Todo = Callable[[Context], int]
 
@@ -55,10 +56,27 @@ def parse(args: list[str], context: Context) -> Todo | int:
     """What `args` ask for, or the exit status where the parser has done it itself (--help).
 
     Raises:
-        ApdError, or an exception with `format_message` of Typer's: the command line is wrong.
+        UsageError: the command line is wrong.
     """
-    result = get_command(build()).main(args, prog_name="apd", standalone_mode=False, obj=context)
+    command = get_command(build())
+    try:
+        result = command.main(args, prog_name="apd", standalone_mode=False, obj=context)
+    except Exception as error:
+        # Typer carries Click inside or takes the installed one: their classes have this in common
+        if not hasattr(error, "format_message"):
+            raise
+        raise UsageError(_usage(error, args)) from error
     return result if callable(result) else int(result or 0)
+
+
+def _usage(error: Any, args: list[str]) -> str:
+    """The parser's complaint in one line, with the command whose help answers it."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    known = bool(args) and args[0] in ("generate", "profiles")
+    command = error.ctx.command_path if error.ctx else f"apd {args[0]}" if known else "apd"
+    if "extra argument" in message and command == "apd generate":
+        message += ": put the prompt in quotes"
+    return f"{message[:1].lower()}{message[1:]}; see '{command} --help'"
 
 
 def _root(

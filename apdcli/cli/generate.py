@@ -60,7 +60,10 @@ class Job:
             raise UsageError(
                 f"--export {export}: it must end in {' or '.join(_PICTURES)}; {options.HELP_HINT}"
             )
+        if "-" in (values["trace"], export):
+            raise UsageError("--trace and --export need a file: stdout is for the answer only")
         own = {n: v for n, v in values.items() if n in cls.__dataclass_fields__}
+        own["output"] = None if own["output"] == "-" else own["output"]
         return cls(prompt=prompt, flags=options.read_values(values), **own)
 
     @property

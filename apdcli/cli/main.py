@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from apdcli.cli.context import Context
 
-FAILED, USAGE, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
+FAILED, INTERRUPTED, CLOSED_PIPE = 1, 130, 141
 _SIGNALLED = 128
 _BUG = "this should not happen; run with apd --debug for the traceback"
 
@@ -84,8 +84,6 @@ def outcome(error: BaseException, *, interrupted: bool = False) -> tuple[int, st
         return INTERRUPTED, ""
     if isinstance(error, SystemExit):
         return (error.code, "") if isinstance(error.code, int) else (FAILED, str(error.code or ""))
-    if hasattr(error, "format_message"):  # Typer's and Click's usage errors
-        return getattr(error, "exit_code", USAGE), _usage(error)
     if isinstance(error, OSError):
         where = error.filename or "standard output"
         return FAILED, f"{where}: {(error.strerror or str(error)).lower()}"
@@ -93,16 +91,6 @@ def outcome(error: BaseException, *, interrupted: bool = False) -> tuple[int, st
         return FAILED, "out of memory; try a smaller -n or -M, another --dtype, or --device cpu"
     text = " ".join(str(error).split())[:200]
     return FAILED, f"{type(error).__name__}: {text} ({_BUG})"
-
-
-def _usage(error: BaseException) -> str:
-    """A parser's complaint with the command whose help answers it."""
-    message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
-    ctx = getattr(error, "ctx", None)
-    command = "apd" if ctx is None else ctx.command_path
-    if "extra argument" in message and command.endswith("generate"):
-        message += ": put the prompt in quotes"
-    return f"{message[:1].lower()}{message[1:]}; see '{command} --help'"
 
 
 if __name__ == "__main__":
