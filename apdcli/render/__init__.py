@@ -17,7 +17,8 @@ torch, a model or a tokenizer. What a command does with them::
         print(summary_line(state), file=sys.stderr)   # the live view has printed its own
     if trace and trace.failure: raise trace.failure   # an OutputError, after the answer
 
-`state.text` is the answer as it was printed. Open the trace before the pair is loaded if it should
+`state.text` is the answer as it was printed; `render.picture.export_picture(path, state, title)`
+saves what the view shows as .svg or .html. Open the trace before the pair is loaded if it should
 fail early; enter the view after, so that it does not hide what loading prints.
 """
 

@@ -82,7 +82,8 @@ class LiveView:
             self._send(_HIDE)
             self._draw()
         except BaseException:
-            self._stack.close()
+            with self._stack:
+                self._give_back()
             raise
         return self
 
@@ -93,8 +94,12 @@ class LiveView:
         trace: TracebackType | None,
     ) -> None:
         with self._stack:
-            if not self._broken:
-                self._close()
+            try:
+                if not self._broken:
+                    self._close()
+            except BaseException:  # a second Ctrl-C
+                self._give_back()
+                raise
 
     def __call__(self, event: Event) -> None:
         """Take one event; redraws unless the last redraw was less than 50 ms ago."""
@@ -119,6 +124,11 @@ class LiveView:
         if self._summary_to is not None and self.state.step:
             self._summary_to.write(summary_line(self.state) + "\n")
             self._summary_to.flush()
+
+    def _give_back(self) -> None:
+        """Leave the terminal as it was found, whatever has happened."""
+        with contextlib.suppress(OSError):
+            self._send(RESET + _WRAP + _SYNC_END + _SHOW)
 
     def _size(self) -> tuple[int, int]:
         columns, height = self._terminal.size()

@@ -42,7 +42,7 @@ def words_of(text: str, seed: int = 1) -> Vocabulary:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("events", [apd_events, any_order_events])
-@pytest.mark.parametrize("text", [ENGLISH, WIDE, ENGLISH * 6], ids=["english", "wide", "long"])
+@pytest.mark.parametrize("text", [ENGLISH, WIDE, ENGLISH * 3], ids=["english", "wide", "long"])
 def test_what_remains_is_the_text_each_line_once(size, events, text) -> None:
     terminal = FakeTerminal(*size)
     words = words_of(text)
@@ -57,7 +57,7 @@ def test_what_remains_is_the_text_each_line_once(size, events, text) -> None:
     st.integers(0, 99),
     st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_text_at_any_size_is_as_printed(text, columns, lines, seed, any_order) -> None:
     words = words_of(text, seed)
     terminal = FakeTerminal(columns, lines)
@@ -194,6 +194,23 @@ def test_an_interruption_leaves_the_text_and_the_cursor(error: type[BaseExceptio
     assert terminal.rows() == typed(state.text, 80, 24)
     assert ENGLISH.startswith(state.text)
     assert len(state.text) > 10
+    assert not terminal.screen.cursor.hidden
+
+
+def test_an_interruption_while_it_ends_still_shows_the_cursor(monkeypatch) -> None:
+    terminal = FakeTerminal()
+    words = words_of("some text")
+    state = words.state()
+
+    def close() -> None:
+        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with LiveView(state, Terminal(terminal, terminal.size, COLOUR, Clock())):
+            monkeypatch.setattr(state, "close", close)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not terminal.screen.cursor.hidden
 
 
