@@ -21,9 +21,11 @@ import torch
 
 import apdcli
 from apdcli.demo.calibration import calibrate
-from apdcli.demo.corpus import Example, check, probes
+from apdcli.demo.corpus import FAMILIES, Example, check, probes
 from apdcli.demo.tables import markdown, save_card
+from apdcli.errors import UsageError
 
+PAIR = Path(__file__).parent / "pair"
 MAX_TOKENS = 96  # no reference answer of the corpus is longer than 70
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("one token a step", {"strategy": "left_to_right", "k": 1}),
@@ -66,7 +68,12 @@ def answer_all(
 
 
 def evaluate(
-    profile: str, examples: Sequence[Example], names: Sequence[str], jobs: int, threads: int
+    profile: str,
+    examples: Sequence[Example],
+    names: Sequence[str],
+    jobs: int,
+    threads: int,
+    lookahead: int | None,
 ) -> dict[str, list[Answer]]:
     """The answers of each named setting, in the examples' order."""
     results: dict[str, list[Answer]] = {}
@@ -76,6 +83,8 @@ def evaluate(
         for name, settings in SETTINGS:
             if name not in names:
                 continue
+            if lookahead is not None and settings["strategy"] != "autoregressive":
+                settings = {**settings, "max_lookahead": lookahead}
             began = time.monotonic()
             parts = list(
                 pool.map(answer_all, [profile] * jobs, [settings] * jobs, stripes, [threads] * jobs)
@@ -92,6 +101,18 @@ def evaluate(
     return results
 
 
+def chosen_families(text: str | None) -> list[str]:
+    """The families to ask about; UsageError names the known ones."""
+    if text is None:
+        world = json.loads((PAIR / "world.json").read_text(encoding="utf-8"))
+        return [str(name) for name in world["families"]]
+    names = list(FAMILIES) if text == "all" else text.split(",")
+    unknown = [name for name in names if name not in FAMILIES]
+    if unknown:
+        raise UsageError(f"unknown family {unknown[0]!r}; known: {', '.join(FAMILIES)}")
+    return names
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m apdcli.demo.evaluate", description=__doc__)
@@ -101,6 +122,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0, help="which prompts are drawn")
     made.add_argument("--jobs", type=int, default=2, help="processes")
     made.add_argument("--threads", type=int, default=1, help="threads of each process")
+    made.add_argument(
+        "--families", help="comma-separated, or 'all'; by default those of the shipped pair's world"
+    )
+    made.add_argument("--lookahead", type=int, help="M of all settings but the verifier alone")
     made.add_argument("--settings", help="only these, comma-separated, by the table's names")
     made.add_argument("--wrong", type=int, default=0, help="show up to N wrong answers of each")
     made.add_argument("--no-calibration", action="store_true")
@@ -112,9 +137,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print the markdown tables on stdout, status 0."""
     options = parser().parse_args(argv)
-    examples = probes(options.seed, options.split, options.per_family)
+    families = chosen_families(options.families)
+    examples = [
+        e for e in probes(options.seed, options.split, options.per_family) if e.family in families
+    ]
     names = options.settings.split(",") if options.settings else [name for name, _ in SETTINGS]
-    results = evaluate(options.profile, examples, names, options.jobs, options.threads)
+    results = evaluate(
+        options.profile, examples, names, options.jobs, options.threads, options.lookahead
+    )
     for name, answers in results.items():
         wrong = [pair for pair in zip(examples, answers, strict=True) if not pair[1].right]
         for example, answer in wrong[: options.wrong]:
@@ -125,6 +155,8 @@ def main(argv: list[str] | None = None) -> int:
         "seed": options.seed,
         "per_family": options.per_family,
         "prompts": len(examples),
+        "families": families,
+        "lookahead": options.lookahead or "as in the profile",
         "machine": f"{platform.machine()}, {options.jobs} processes x {options.threads} threads",
         "versions": {"apdcli": apdcli.__version__, "torch": torch.__version__},
         "answers": {name: [asdict(a) for a in answers] for name, answers in results.items()},

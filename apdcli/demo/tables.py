@@ -100,6 +100,7 @@ def markdown(measured: Mapping[str, Any]) -> str:
     text = (
         f"{measured['prompts']} prompts of the {measured['split']} split, up to "
         f"{measured['per_family']} of each family, greedy, drawn with seed {measured['seed']}; "
+        f"M {measured['lookahead']}; "
         f"{measured['machine']}, torch {measured['versions']['torch']}.\n\n"
     )
     text += overall(answers) + "\nPer family, accuracy in %:\n\n" + by_family(answers)

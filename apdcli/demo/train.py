@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from apdcli.demo import checkpoint, quick
 from apdcli.demo import tokenizer as tokens
 from apdcli.demo.checkpoint import Progress
-from apdcli.demo.corpus import generate, probes
+from apdcli.demo.corpus import FAMILIES, generate, probes
 from apdcli.demo.data import Batch, Row, causal_batches, encode_pool, masked_batches, pool_batches
 from apdcli.demo.export import save_hub_folder
 from apdcli.demo.optim import Optimizer
@@ -223,6 +223,14 @@ def _table(title: str, shares: dict[str, float]) -> None:
     note(f"{title}: mean {mean:.4f} | {cells}")
 
 
+def write_world(preset: str, seed: int, output: Path) -> None:
+    """world.json beside the pair: which families it was trained to the end on, and how."""
+    last = PRESETS[preset]["denoiser"].stages[-1].weights
+    families = [n for n, f in FAMILIES.items() if last.get(n, f.weight) > 0]
+    made = {"preset": preset, "seed": seed, "families": families}
+    tokens.write_json(output / "world.json", made)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m apdcli.demo.train", description=__doc__)
@@ -265,6 +273,7 @@ def main(argv: list[str] | None = None) -> int:
         done = trainer.finished() or options.export or trainer.train()
         if done or options.export:
             save_hub_folder(trainer.net, tok, options.output / name)
+            write_world(options.preset, options.seed, options.output)
             note(f"{name}: saved in {options.output / name}")
         if not done:
             note(f"{name}: out of time; run the same command again to go on")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from apdcli.demo.calibration import Seen
-from apdcli.demo.evaluate import SETTINGS, parser
+from apdcli.demo.corpus import FAMILIES
+from apdcli.demo.evaluate import SETTINGS, chosen_families, parser
 from apdcli.demo.tables import markdown, save_card
+from apdcli.errors import UsageError
 
 
 def made_up() -> dict[str, Any]:
@@ -20,7 +23,7 @@ def made_up() -> dict[str, Any]:
         ]
 
     return {
-        "split": "test", "seed": 0, "per_family": 2, "prompts": 4, "machine": "m",
+        "split": "test", "seed": 0, "per_family": 2, "prompts": 4, "lookahead": 32, "machine": "m",
         "versions": {"torch": "t"},
         "answers": {
             "one token a step": given([True, True, True, False], 20),
@@ -50,6 +53,14 @@ def test_every_setting_of_the_promised_table_is_there() -> None:
     assert [f"left to right K = {k}" for k in (2, 4, 8)] == names[6:9]
     assert names[9:] == ["verifier alone"]
     assert parser().parse_args([]).split == "test"
+
+
+def test_families_are_chosen_by_name_and_unknown_ones_refused() -> None:
+    assert chosen_families("all") == list(FAMILIES)
+    assert chosen_families("copy,sort") == ["copy", "sort"]
+    assert set(chosen_families(None)) <= set(FAMILIES)
+    with pytest.raises(UsageError, match="unknown family 'x'"):
+        chosen_families("copy,x")
 
 
 def test_seen_counts_hits() -> None:
