@@ -36,6 +36,8 @@ SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     *((f"left to right K = {k}", {"strategy": "left_to_right", "k": k}) for k in (2, 4, 8)),
     ("verifier alone", {"strategy": "autoregressive"}),
 )
+# What the pair was not trained to the end on is measured too, shortly.
+OUTSIDE_SETTINGS, OUTSIDE_PER_FAMILY = ("one token a step", "verifier alone"), 25
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,20 @@ def main(argv: list[str] | None = None) -> int:
         "versions": {"apdcli": apdcli.__version__, "torch": torch.__version__},
         "answers": {name: [asdict(a) for a in answers] for name, answers in results.items()},
     }
+    outside = [name for name in FAMILIES if name not in families]
+    if options.families is None and options.settings is None and outside:
+        asked = [
+            e
+            for e in probes(options.seed, options.split, OUTSIDE_PER_FAMILY)
+            if e.family in outside
+        ]
+        given = evaluate(
+            options.profile, asked, OUTSIDE_SETTINGS, options.jobs, options.threads,
+            options.lookahead,
+        )  # fmt: skip
+        measured["outside"] = {
+            name: [asdict(a) for a in answers] for name, answers in given.items()
+        }
     if not options.no_calibration:
         pair = apdcli.load_pair(options.profile)
         measured["calibration"] = calibrate(pair, examples)
