@@ -7,8 +7,11 @@ range, because a profile's [decode] table may hold it for both. Loads no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from apdcli.decode.checks import Window, check, is_int, is_real, is_window
+
+CACHES = ("none", "prefix", "dual")
 
 
 def _unit(name: str, value: object) -> None:
@@ -40,10 +43,15 @@ class AnyOrderParams:
         block_length: tokens in a block, a divisor of the response's length; a block is finished
             before the next begins. "all", or a length no shorter than the response: one block.
         early_stop: end once an end token has nothing masked before it; the text is the same.
+        cache: "none" recomputes everything at every forward; "prefix" keeps the keys and values
+            of what is before the block, "dual" those after it too, both refreshed by the first
+            forward of each block (Fast-dLLM, arXiv 2505.22618, section 3.2). Faster, and not
+            exact: the kept values do not see what the block decodes.
     """
 
     block_length: Window = "all"
     early_stop: bool = True
+    cache: Literal["none", "prefix", "dual"] = "none"
 
     def __post_init__(self) -> None:
         check(
@@ -53,6 +61,7 @@ class AnyOrderParams:
             'an integer >= 1 or "all"',
         )
         _switch("early_stop", self.early_stop)
+        check(self.cache in CACHES, "cache", self.cache, f"one of {', '.join(CACHES)}")
 
     def check_fits(self, max_tokens: int) -> None:
         """Raise :class:`ParameterError` unless the blocks fill a response of `max_tokens`."""

@@ -39,16 +39,17 @@ class _CountedDenoiser:
         self.inner = inner
         self.counts = counts
         self.mask_id = inner.mask_id
+        self.lookback = inner.lookback
         self.crop = inner.crop
 
     @property
     def length(self) -> int:
         return self.inner.length
 
-    def logits(self, tokens: Tensor, start: int, first: int) -> Tensor:
+    def logits(self, tokens: Tensor, start: int, first: int, *, keep_after: bool = False) -> Tensor:
         self.counts.denoiser_forwards += 1
         self.counts.tokens_forwarded += len(tokens) - start
-        return self.inner.logits(tokens, start, first)
+        return self.inner.logits(tokens, start, first, keep_after=keep_after)
 
 
 class _CountedVerifier:

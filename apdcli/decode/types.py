@@ -167,7 +167,12 @@ class Denoiser(Protocol):
         """Positions [0, length) whose keys and values are cached."""
         ...
 
-    def logits(self, tokens: Tensor, start: int, first: int) -> Tensor:
+    @property
+    def lookback(self) -> int:
+        """How far before a position its logits are made: 1 with the published shift, else 0."""
+        ...
+
+    def logits(self, tokens: Tensor, start: int, first: int, *, keep_after: bool = False) -> Tensor:
         """Run positions [start, len(tokens)) against the cached prefix [0, start).
 
         Args:
@@ -175,6 +180,8 @@ class Denoiser(Protocol):
             start: where the window begins, 0 <= start <= min(first, length); with the published
                 shift the row for `first` is made at first - 1, so start < first unless first is 0.
             first: first position whose logits are wanted.
+            keep_after: attend also to what is cached at and after len(tokens), and keep it;
+                otherwise it is forgotten.
 
         Returns:
             [right - first, vocab] float32: row r is the marginal of position first + r. Ids that

@@ -72,11 +72,17 @@ class EagerDenoiser(EagerModel):
         assert self.net.config.mask_id is not None
         return self.net.config.mask_id
 
-    def logits(self, tokens: Tensor, start: int, first: int) -> Tensor:
-        """See the protocol. With the shift, position j is predicted by output j - 1."""
-        shift = int(self.net.config.shift)
+    @property
+    def lookback(self) -> int:
+        """1 with the shift: position j is predicted by output j - 1."""
+        return int(self.net.config.shift)
+
+    def logits(self, tokens: Tensor, start: int, first: int, *, keep_after: bool = False) -> Tensor:
+        """See the protocol."""
+        if not keep_after:
+            self.crop(start)
         # Position 0 has no output before it; like the published code, its own output stands in.
-        made_at = (torch.arange(first, len(tokens)) - shift).clamp_min(0)
+        made_at = (torch.arange(first, len(tokens)) - self.lookback).clamp_min(0)
         if made_at[0] < start:
             raise ValueError(f"the logits for {first} are made at {made_at[0]}, before {start}")
         return self._rows(self._run(tokens, start)[made_at - start])

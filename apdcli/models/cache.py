@@ -36,10 +36,14 @@ class KVCache:
         return self.keys.shape[3]
 
     def write(self, layer: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v [batch, kv_heads, T, head_dim] at start; return all of [0, start + T)."""
+        """Store k and v [batch, kv_heads, T, head_dim] at start; return all that is valid.
+
+        That is [0, start + T), or [0, length) where more than that was valid before.
+        """
         end = start + k.shape[2]
         self.keys[layer, :, :, start:end] = k
         self.values[layer, :, :, start:end] = v
+        end = max(end, self.length)
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def crop(self, length: int) -> None:

@@ -193,7 +193,8 @@ class Transformer(nn.Module):
         Args:
             tokens: [B, T] int64, standing at positions start .. start + T - 1.
             start: first position; without a cache only 0 makes sense.
-            cache: its positions [0, start) are attended to, and [start, start + T) are written.
+            cache: its positions [0, start) are attended to, and [start, start + T) are written;
+                what is valid after them is attended to as well, so crop what should not be.
             mask: [B, T] bool, False for padding that nobody may attend to (without cache only).
             causal: override the configuration's direction (training).
 
@@ -210,7 +211,7 @@ class Transformer(nn.Module):
             x = x + layer.self_attn(normed, rope, attend, is_causal, cache, index, start)  # type: ignore[operator]
             x = x + layer.mlp(layer.post_attention_layernorm(x))  # type: ignore[operator]
         if cache is not None:
-            cache.length = start + length
+            cache.length = max(cache.length, start + length)
         return self.model.norm(x)  # type: ignore[no-any-return]
 
     @staticmethod

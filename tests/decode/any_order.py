@@ -107,13 +107,13 @@ class Scripted:
         script: (forward, position) -> confidence in (1/11, 1], the rest shared by ten tokens.
     """
 
-    mask_id, length, vocab = 11, 0, 12
+    mask_id, length, vocab, lookback = 11, 0, 12, 0
 
     def __init__(self, script: Callable[[int, int], float]) -> None:
         self.script = script
         self.forwards = 0
 
-    def logits(self, tokens: Tensor, start: int, first: int) -> Tensor:
+    def logits(self, tokens: Tensor, start: int, first: int, *, keep_after: bool = False) -> Tensor:
         positions = range(first, len(tokens))
         c = torch.tensor([self.script(self.forwards, j) for j in positions])[:, None]
         probabilities = ((1 - c) / 10).repeat(1, self.vocab)

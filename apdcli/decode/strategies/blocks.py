@@ -58,6 +58,8 @@ class AnyOrder:
     ) -> None:
         self.early_stop = own.early_stop
         self.block_length = own.block_length
+        self.cache = own.cache
+        self._cached: tuple[int, int] | None = None  # the block whose first forward was made
         self.sampler = Sampler(shared, device)
 
     def block(self, canvas: Canvas) -> tuple[int, int]:
@@ -69,14 +71,23 @@ class AnyOrder:
         return b0, min(b0 + self.block_length, canvas.end)
 
     def read(self, canvas: Canvas, pair: Pair) -> Reading:
-        """One forward of the denoiser over the whole canvas."""
+        """One forward of the denoiser, over as much of the canvas as is not cached."""
         b0, b1 = self.block(canvas)
         positions = [j for j in range(b0, b1) if canvas.masked[j]]
-        pair.denoiser.crop(0)
-        block = pair.denoiser.logits(canvas.tokens, 0, b0)
-        logits = block[[j - b0 for j in positions]]
+        logits = self._forward_block(canvas, pair, b0, b1)[[j - b0 for j in positions]]
         ids = self.sampler.draw(logits, self.sampler.noise(logits))
         return Reading(canvas.end, positions, logits, ids)
+
+    def _forward_block(self, canvas: Canvas, pair: Pair, b0: int, b1: int) -> Tensor:
+        """Logits [at least b1 - b0, vocab] from b0 on."""
+        denoiser = pair.denoiser
+        start = max(0, b0 - denoiser.lookback)
+        if self.cache == "none" or self._cached != (b0, b1):
+            self._cached = (b0, b1)
+            return denoiser.logits(canvas.tokens, 0, b0)
+        if self.cache == "prefix":
+            return denoiser.logits(canvas.tokens, start, b0)
+        return denoiser.logits(canvas.tokens[:b1], start, b0, keep_after=True)
 
     def step(self, canvas: Canvas, pair: Pair) -> Commit:
         """Denoise, score, choose; where nothing is chosen, the best position by the first score."""

@@ -19,7 +19,9 @@ class Margin(Confidence):
     def __init__(
         self, shared: DecodeParams, own: ScheduledParams, device: torch.device | str = "cpu"
     ) -> None:
-        super().__init__(shared, ConfidenceParams(own.block_length, own.early_stop), device)
+        super().__init__(
+            shared, ConfidenceParams(own.block_length, own.early_stop, own.cache), device
+        )
         self.schedule = Schedule(own.steps)
 
     def score(self, x: Reading) -> tuple[Tensor, ...]:
