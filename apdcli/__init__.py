@@ -17,6 +17,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from apdcli.decode.types import Finished as Finished
     from apdcli.decode.types import StepEvent as StepEvent
+    from apdcli.engine.fill import Filled as Filled
+    from apdcli.engine.fill import fill as fill
     from apdcli.engine.pair import LoadedDenoiser as LoadedDenoiser
     from apdcli.engine.pair import LoadedPair as LoadedPair
     from apdcli.engine.pair import load_denoiser as load_denoiser
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ApdError": "apdcli.errors",
+    "Filled": "apdcli.engine.fill",
     "Finished": "apdcli.decode.types",
     "Generation": "apdcli.engine.session",
     "LoadedDenoiser": "apdcli.engine.pair",
     "LoadedPair": "apdcli.engine.pair",
     "StepEvent": "apdcli.decode.types",
     "Usage": "apdcli.engine.session",
+    "fill": "apdcli.engine.fill",
     "generate": "apdcli.engine.session",
     "load_denoiser": "apdcli.engine.pair",
     "load_pair": "apdcli.engine.pair",
