@@ -29,6 +29,11 @@ Examples:
   apd generate -p dream -R 0.5 -n 512 "Explain how tides work" -o tides.txt
   cat notes.txt | apd generate "Summarize this" --json | jq .usage
 """
+_FILL_EPILOG = """\b
+Examples:
+  apd fill "The capital of France is ___."
+  apd fill --gap 24 - < notes.txt > filled.txt
+"""
 
 
 def build() -> typer.Typer:
@@ -48,6 +53,11 @@ def build() -> typer.Typer:
         options_metavar="[OPTIONS]",
     )
     command(options.with_flags(_generate))
+    command = app.command(
+        "fill", cls=options.FillCommand, epilog=_FILL_EPILOG, options_metavar="[OPTIONS]"
+    )
+    command(options.with_flags(_fill, options.FILL_FLAGS))
+    app.command("replay")(_replay)
     app.add_typer(profiles.build(), name="profiles")
     return app
 
@@ -72,10 +82,10 @@ def parse(args: list[str], context: Context) -> Todo | int:
 def _usage(error: Any, args: list[str]) -> str:
     """The parser's complaint in one line, with the command whose help answers it."""
     message = " ".join(error.format_message().split()).rstrip(".")
-    known = bool(args) and args[0] in ("generate", "profiles")
+    known = bool(args) and args[0] in ("generate", "fill", "replay", "profiles")
     command = error.ctx.command_path if error.ctx else f"apd {args[0]}" if known else "apd"
-    if "extra argument" in message and command == "apd generate":
-        message += ": put the prompt in quotes"
+    if "extra argument" in message and command in ("apd generate", "apd fill"):
+        message += f": put the {'text' if command == 'apd fill' else 'prompt'} in quotes"
     return f"{message[:1].lower()}{message[1:]}; see '{command} --help'"
 
 
@@ -130,3 +140,61 @@ def _generate(
 
     job = generate.Job.of(prompt, values)
     return lambda context: generate.run(job, context)
+
+
+def _fill(
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TEXT]",
+            show_default=False,
+            help="The text, with ___ for each gap. '-' or nothing: standard input.",
+        ),
+    ] = None,
+    **values: Any,
+) -> Todo:
+    """Fill the gaps in a text, from both sides; the rest of it stays as it is.
+
+    Standard output gets the filled text and nothing else.
+    """
+    from apdcli.cli import fill, generate
+
+    job = fill.Job.of(text, values)
+    return lambda context: generate.run(job, context)
+
+
+def _replay(
+    trace: Annotated[
+        str, typer.Argument(metavar="TRACE", help="A file that --trace wrote.", show_default=False)
+    ],
+    speed: Annotated[
+        str | None,
+        typer.Option(
+            "--speed",
+            metavar="X",
+            show_default=False,
+            help="How many times faster than it was; 0 or max: no waiting "
+            "[default 1 on a terminal, else max].",
+        ),
+    ] = None,
+    export: Annotated[
+        str | None,
+        typer.Option(
+            "--export",
+            metavar="FILE",
+            show_default=False,
+            help="Save the view as a picture, .svg or .html.",
+        ),
+    ] = None,
+    no_live: Annotated[
+        bool, typer.Option("--no-live", help="Plain text on a terminal too.")
+    ] = False,
+) -> Todo:
+    """Play a recorded generation again, without its models.
+
+    Standard output gets the text that was generated and nothing else.
+    """
+    from apdcli.cli import replay
+
+    job = replay.Job.of(trace, speed, export, no_live)
+    return lambda context: replay.run(job, context)

@@ -11,28 +11,48 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from apdcli.cli import options
 from apdcli.cli.context import Context, is_terminal
-from apdcli.cli.outputs import OutputFile, check_writable
+from apdcli.cli.outputs import OutputFile, check_picture_name, check_writable
 from apdcli.cli.prompt import read_prompt
 from apdcli.decode.params import make_params
 from apdcli.errors import ParameterError, UnknownParameterError, UsageError
 
 if TYPE_CHECKING:
+    from apdcli.engine.pair import LoadedPair
     from apdcli.engine.session import Generation, Request
     from apdcli.load.profile import Profile
     from apdcli.load.settings import Settings
     from apdcli.render import LiveView, PlainWriter, TraceWriter, ViewState
 
 INTERRUPTED = 130
-_PICTURES = (".svg", ".html")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is on the view before anything is generated.
+
+    Attributes:
+        start: the position of the first token shown.
+        given: (position, text) that is there from the start (infilling).
+        heading: a line above it in a picture.
+    """
+
+    start: int
+    given: tuple[tuple[int, str], ...] = ()
+    heading: str = ""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the command line asked for, checked as far as it can be without reading any file."""
+    """What the command line asked for, checked as far as it can be without reading any file.
+
+    A command that decodes something else than the answer to a prompt overrides its methods.
+    """
+
+    command: ClassVar[str] = "generate"
 
     prompt: str | None
     flags: Mapping[str, Any]  # settings given by flag, by name
@@ -53,23 +73,41 @@ class Job:
         Raises:
             UsageError: a value out of range, or options that exclude each other.
         """
+        hint = options.help_hint(cls.command)
         if values["quiet"] and values["verbose"]:
-            raise UsageError(f"-q and -v exclude each other; {options.HELP_HINT}")
+            raise UsageError(f"-q and -v exclude each other; {hint}")
         export = values["export"]
-        if export is not None and not export.lower().endswith(_PICTURES):
-            raise UsageError(
-                f"--export {export}: it must end in {' or '.join(_PICTURES)}; {options.HELP_HINT}"
-            )
+        if export is not None:
+            check_picture_name(export, hint)
         if "-" in (values["trace"], export):
             raise UsageError("--trace and --export need a file: stdout is for the answer only")
         own = {n: v for n, v in values.items() if n in cls.__dataclass_fields__}
         own["output"] = None if own["output"] == "-" else own["output"]
-        return cls(prompt=prompt, flags=options.read_values(values), **own)
+        return cls(prompt=prompt, flags=options.read_values(values, cls.command), **own)
 
     @property
     def streams(self) -> bool:
         """Whether the answer is shown while it is made."""
         return not (self.json or self.output or self.no_stream)
+
+    def settle(self, profile: Profile, environ: Mapping[str, str]) -> tuple[Profile, Settings]:
+        """Every setting, and the profile as far as it is needed."""
+        from apdcli.load.settings import resolve_settings
+
+        settings = resolve_settings(profile, self.flags, environ)
+        _check_together(settings)
+        return profile, settings
+
+    def read(self, context: Context) -> str:
+        """The text to decode from."""
+        return read_prompt(self.prompt, context, raw=self.raw)
+
+    def prepare(self, pair: LoadedPair, text: str, settings: Settings) -> tuple[Request, Layout]:
+        """The request, checked, and what is seen of it from the start."""
+        from apdcli.engine.session import prepare
+
+        request = prepare(pair, text, settings, raw=self.raw)
+        return request, Layout(len(request.prompt_ids), heading=text)
 
 
 def run(job: Job, context: Context) -> int:
@@ -82,15 +120,15 @@ def run(job: Job, context: Context) -> int:
                 check_writable(path)
         if target is None:
             _ = context.out  # closed: say so before the work
-        prompt = read_prompt(job.prompt, context, raw=job.raw)
-        going = _load(profile, settings, prompt, job, context)
+        text = job.read(context)
+        going = _load(profile, settings, text, job, context)
         trace = stack.enter_context(_open_trace(job.trace, going)) if job.trace else None
         generation = _decode(going, trace)
         _deliver(generation, going, target)
     if job.export is not None:
         from apdcli.render.picture import export_picture
 
-        export_picture(job.export, going.state, prompt=prompt)
+        export_picture(job.export, going.state, prompt=going.layout.heading)
     if trace is not None and trace.failure is not None:
         raise trace.failure
     return INTERRUPTED if generation.finish_reason == "interrupted" else 0
@@ -104,24 +142,24 @@ class _Going:
     context: Context
     settings: Settings
     request: Request
+    layout: Layout
     state: ViewState
 
 
 def _resolve(job: Job, context: Context) -> tuple[Profile, Settings]:
     """The profile and every setting; a parameter of another strategy is named by its flag."""
     from apdcli.load.profile import find_profile
-    from apdcli.load.settings import Setting, Settings, choose_profile, resolve_settings
+    from apdcli.load.settings import Setting, Settings, choose_profile
 
     profile = find_profile(choose_profile(job.flags.get("profile"), context.environ).value)
     try:
-        settings = resolve_settings(profile, job.flags, context.environ)
+        profile, settings = job.settle(profile, context.environ)
     except UnknownParameterError as error:
         own = [name for name in error.known if name in options.OWN_FIELDS]
         takes = f"which takes {options.flags_of(own)}" if own else "which has none of its own"
         raise UsageError(
             f"{options.flag_of(error.field)} does not go with strategy {error.strategy}, {takes}"
         ) from error
-    _check_together(settings)
     if settings["seed"].origin == "default" and settings["temperature"].value > 0:
         fresh = Setting(secrets.randbelow(2**32), "default")
         settings = Settings({**settings.table, "seed": fresh})
@@ -139,36 +177,39 @@ def _check_together(settings: Settings) -> None:
         ) from error
 
 
-def _load(profile: Profile, settings: Settings, prompt: str, job: Job, context: Context) -> _Going:
+def _load(profile: Profile, settings: Settings, text: str, job: Job, context: Context) -> _Going:
     """Load the models and check the request against them."""
     began = time.perf_counter()
     from apdcli.engine.pair import load_models
-    from apdcli.engine.session import prepare
 
     pair = load_models(profile, settings)
-    request = prepare(pair, prompt, settings, raw=job.raw)
+    request, layout = job.prepare(pair, text, settings)
     if job.verbose:
         from apdcli.cli.report import loaded_lines
 
         for line in loaded_lines(pair, settings, time.perf_counter() - began):
             context.say(line)
-    return _Going(job, context, settings, request, _view_state(request, settings))
+    state = _view_state(request, layout, settings)
+    return _Going(job, context, settings, request, layout, state)
 
 
-def _view_state(request: Request, settings: Settings) -> ViewState:
+def _view_state(request: Request, layout: Layout, settings: Settings) -> ViewState:
     from apdcli.cli.report import SYMBOLS
     from apdcli.render import Settings as Shown
     from apdcli.render import ViewState
+    from apdcli.render.given import with_given
 
     tokenizer = request.pair.tokenizer
+    token_bytes, given = with_given(tokenizer.token_bytes, layout.given)
     shown = tuple((s, str(settings[n].value)) for n, s in SYMBOLS.items() if n in settings)
     return ViewState(
-        tokenizer.token_bytes,
-        len(request.prompt_ids),
+        token_bytes,
+        layout.start,
         settings=Shown(request.strategy, shown),
         stop_ids=request.shared.stop_ids,
         skip=tokenizer.special_ids,
         stop=request.stop,
+        given=given,
     )
 
 
@@ -180,11 +221,13 @@ def _open_trace(path: str, going: _Going) -> TraceWriter:
     return TraceWriter(
         path,
         token_bytes=request.pair.tokenizer.token_bytes,
-        prompt_len=len(request.prompt_ids),
+        prompt_len=going.layout.start,
         settings=going.settings.as_json(),
         versions=versions(),
         stop_ids=sorted(request.shared.stop_ids),
         stop=list(request.stop),
+        skip_ids=sorted(request.pair.tokenizer.special_ids),
+        given=going.layout.given,
     )
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
+from apdcli.decode.gaps import FILLING, GAP, MARKER
 from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams
 from apdcli.errors import ParameterError, UsageError
 
@@ -146,8 +147,22 @@ FLAGS: tuple[Flag, ...] = (
         "TYPE",
     ),
 )
+_NOT_OF_FILL = ("system", "raw", "max_tokens", "stop", *(n for n in _OWN_FLAGS if n != "k"))
+FILL_FLAGS: tuple[Flag, ...] = (  # of `apd fill`: the same table, gaps in place of a length
+    Flag("marker", ("--marker",), PROMPT, f"What marks a gap in TEXT [default {MARKER}].", "TEXT"),
+    Flag("gap", ("--gap",), SAMPLING, f"Tokens each gap takes, 1 or more [default {GAP}].", "N"),
+    *(
+        replace(
+            flag, help="How to decode; listed below [default dico, or the profile's if listed]."
+        )
+        if flag.name == "strategy"
+        else flag
+        for flag in FLAGS
+        if flag.name not in _NOT_OF_FILL
+    ),
+)
 OWN_FIELDS = frozenset(f.name for info in STRATEGIES.values() for f in fields(info.params))
-_BY_NAME = {flag.name: flag for flag in FLAGS}
+_BY_NAME = {flag.name: flag for flag in (*FILL_FLAGS, *FLAGS)}
 SETTINGS = (  # options that `load.settings` resolves; the others are about this run only
     *("profile", "system", "stop", "strategy", "device", "dtype"),
     *SHARED_FIELDS,
@@ -156,7 +171,7 @@ SETTINGS = (  # options that `load.settings` resolves; the others are about this
 _TEXTS = ("profile", "system", "stop", "strategy", "device", "dtype")
 
 
-def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+def with_flags(command: Callable[..., Any], flags: Sequence[Flag] = FLAGS) -> Callable[..., Any]:
     """`command(*own parameters, **values)` with the signature that Typer builds options from."""
 
     @functools.wraps(command)
@@ -165,7 +180,7 @@ def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    made = [*own, *(flag.parameter() for flag in FLAGS)]
+    made = [*own, *(flag.parameter() for flag in flags)]
     wrapped.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in made}
     return wrapped
@@ -173,6 +188,8 @@ def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 class GroupedCommand(TyperCommand):
     """A command whose help lists options by group, without Rich."""
+
+    strategies: Sequence[str] = tuple(STRATEGIES)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section a group, in the order in which the table has them."""
@@ -184,60 +201,69 @@ class GroupedCommand(TyperCommand):
                 groups.setdefault(getattr(param, "rich_help_panel", None) or name, []).append(
                     record
                 )
-        groups["Strategies, and what they take by -O"] = _strategies()
+        groups["Strategies, and what they take by -O"] = _strategies(self.strategies)
         for name, records in groups.items():
             with formatter.section(name):
                 formatter.write_dl(records)
 
 
-def _strategies() -> list[tuple[str, str]]:
-    """Every strategy, with what it takes by -O and the defaults."""
+class FillCommand(GroupedCommand):
+    """The same with the strategies that can fill gaps."""
+
+    strategies = FILLING
+
+
+def _strategies(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Strategies, with what they take by -O and the defaults."""
     rows = []
-    for info in STRATEGIES.values():
+    for info in map(STRATEGIES.__getitem__, names):
         own = [f for f in fields(info.params) if f.name not in _OWN_FLAGS]
         shown = [f"{f.name}={'N' if f.default is None else _written(f.default)}" for f in own]
         rows.append((info.name, info.summary + (f" (-O {', '.join(shown)})" if shown else "")))
     return rows
 
 
-def read_values(values: Mapping[str, Any]) -> dict[str, Any]:
+def help_hint(command: str) -> str:
+    """Where to look for what a command takes."""
+    return f"see 'apd {command} --help'"
+
+
+def read_values(values: Mapping[str, Any], command: str) -> dict[str, Any]:
     """The settings among the texts that Typer collected, as checked values.
 
     Raises:
         UsageError: a value out of its range; the message names the flag and the range.
     """
     read: dict[str, Any] = {}
+    hint = help_hint(command)
     for text in values.get("option", ()):
-        name, value = _read_option(text)
+        name, value = _read_option(text, hint)
         read[name] = value
     for name in SETTINGS:
         text = values.get(name)
         if text is None or text == []:
             continue
         read[name] = text if name in _TEXTS else _value(text)
-        _check(name, read[name], _BY_NAME[name].shown)
+        _check(name, read[name], _BY_NAME[name].shown, hint)
     return read
 
 
-def _read_option(text: str) -> tuple[str, Any]:
+def _read_option(text: str, hint: str) -> tuple[str, Any]:
     from apdcli.load.profile import nearest
 
     name, equals, written = text.partition("=")
     name = name.strip().replace("-", "_")
     if not equals:
-        raise UsageError(f"-O {text}: write it as NAME=VALUE; {HELP_HINT}")
+        raise UsageError(f"-O {text}: write it as NAME=VALUE; {hint}")
     if name not in OWN_FIELDS:
-        hint = nearest(name, OWN_FIELDS) or f"there are: {', '.join(sorted(OWN_FIELDS))}"
-        raise UsageError(f"-O {text}: no strategy has a parameter {name!r}; {hint}")
+        known = nearest(name, OWN_FIELDS) or f"there are: {', '.join(sorted(OWN_FIELDS))}"
+        raise UsageError(f"-O {text}: no strategy has a parameter {name!r}; {known}")
     value = _value(written)
-    _check(name, value, f"-O {name}")
+    _check(name, value, f"-O {name}", hint)
     return name, value
 
 
-HELP_HINT = "see 'apd generate --help'"
-
-
-def _check(name: str, value: Any, shown: str) -> None:
+def _check(name: str, value: Any, shown: str, hint: str) -> None:
     # Late: pydantic comes with it, and most command lines need it only once Typer has it, too.
     from apdcli.load.profile import check_value
 
@@ -247,7 +273,7 @@ def _check(name: str, value: Any, shown: str) -> None:
         check_value(name, value)
     except ParameterError as error:
         given = ", ".join(value) if isinstance(value, list) else value
-        raise UsageError(f"{shown} {given}: it must be {error.allowed}; {HELP_HINT}") from error
+        raise UsageError(f"{shown} {given}: it must be {error.allowed}; {hint}") from error
 
 
 def _value(text: str) -> int | float | bool | str:

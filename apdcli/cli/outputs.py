@@ -12,7 +12,9 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
-from apdcli.errors import OutputError
+from apdcli.errors import OutputError, UsageError
+
+_PICTURES = (".svg", ".html")
 
 
 class OutputFile:
@@ -88,6 +90,12 @@ class OutputFile:
         os.close(descriptor)
         self._temporary = Path(name)
         self._temporary.chmod(self._target.stat().st_mode & 0o7777 if exists else _usual_mode())
+
+
+def check_picture_name(path: str, help_hint: str) -> None:
+    """Raise UsageError unless `--export path` names a picture of a known format."""
+    if not path.lower().endswith(_PICTURES):
+        raise UsageError(f"--export {path}: it must end in {' or '.join(_PICTURES)}; {help_hint}")
 
 
 def check_writable(path: str | Path) -> None:

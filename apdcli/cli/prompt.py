@@ -35,7 +35,7 @@ def read_prompt(argument: str | None, context: Context, *, raw: bool) -> str:
     listens = context.stdin is not None and not is_terminal(context.stdin)
     if argument is None and not listens:
         raise UsageError(_NO_PROMPT)
-    piped = _read(context.stdin) if listens or argument == STDIN else ""
+    piped = _read(context.stdin).removeprefix("\ufeff") if listens or argument == STDIN else ""
     if argument is None or argument == STDIN:
         prompt = piped if raw else piped.rstrip("\r\n")
     else:
@@ -45,6 +45,20 @@ def read_prompt(argument: str | None, context: Context, *, raw: bool) -> str:
     if not (prompt if raw else prompt.strip()):
         raise PromptError("the prompt is empty; give some text as PROMPT or on standard input")
     return prompt
+
+
+def read_text(argument: str | None, context: Context, *, example: str) -> str:
+    """The argument, or with "-" or without one standard input: as it is, to the last byte.
+
+    Raises:
+        UsageError: there is no argument and nothing is piped. InputError: as `read_prompt`.
+    """
+    if argument is not None and argument != STDIN:
+        _check_utf8(argument)
+        return argument
+    if argument is None and (context.stdin is None or is_terminal(context.stdin)):
+        raise UsageError(f"no text: give one, as in: {example}, or pipe it to standard input")
+    return _read(context.stdin)
 
 
 def _read(stdin: Any) -> str:
@@ -61,7 +75,7 @@ def _read(stdin: Any) -> str:
     if len(data) > _MOST_BYTES:
         raise InputError(f"standard input is longer than {_MOST_BYTES >> 20} MiB: no prompt")
     try:
-        return data.decode("utf-8").removeprefix("\ufeff")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"standard input is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}; "
