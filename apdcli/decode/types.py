@@ -61,6 +61,8 @@ class Canvas:
         """
         given = list(ids)
         masked = [i is None for i in given]
+        if not any(masked):
+            raise ValueError("the text has no gap")
         first = masked.index(True)
         return cls(
             tokens=torch.tensor(
