@@ -121,6 +121,23 @@ SMALL_WORLD = {
     "help": 1.2,
 }
 
+# Comparisons (two numbers whose digits got mixed up) were still at 25 % and are left out too; what
+# was under 90 % on the tuning split gets more.
+FINISH = {
+    **SMALL_WORLD,
+    "comparisons": 0.0,
+    "sequences": 3.0,
+    "problems": 2.6,
+    "remove": 2.2,
+    "help": 2.0,
+    "copy": 0.7,
+    "reverse": 0.8,
+    "count": 0.5,
+    "units": 0.6,
+    "functions": 0.6,
+    "dates": 1.0,
+}
+
 PRESETS: dict[str, dict[str, Plan]] = {
     # Two CPU cores.
     "cpu": {
@@ -137,6 +154,7 @@ PRESETS: dict[str, dict[str, Plan]] = {
                 Stage("masks", 49, 0.6, 0.404, weights=COPYING, near=4.0),
                 Stage("masks", 29, 0.25, 0.1856, weights=BINDING, near=4.0),
                 Stage("masks", 92, 0.2, 0.01, weights=SMALL_WORLD, near=4.0),
+                Stage("masks", 23, 0.12, 0.005, weights=FINISH, near=4.0),
             ),
             batch_tokens=6144,
         ),
