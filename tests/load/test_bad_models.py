@@ -68,7 +68,7 @@ def test_unknown_family(copy: Copy) -> None:
     text = message(folder)
     assert str(folder / "config.json") in text
     assert "'mamba'" in text
-    assert "Dream, qwen2" in text
+    assert "known families: Dream, llada, qwen2" in text
 
 
 def test_config_with_a_wrong_value(copy: Copy) -> None:

@@ -108,6 +108,7 @@ def make(kind: type[Exception]) -> Exception:
     ],
 )
 def test_failures(monkeypatch: pytest.MonkeyPatch, kind: type[Exception], text: str) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     failing(monkeypatch, make(kind))
     assert text in says("org/name", revision="r")
 
