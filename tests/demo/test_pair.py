@@ -70,12 +70,12 @@ def test_a_newcomers_function_and_story(pair: Any) -> None:
     assert story.startswith("Once there was a fox named ")
 
 
-def test_one_answer_of_each_family_of_the_test_split_mostly_right(pair: Any) -> None:
+def test_two_answers_of_each_family_of_the_test_split_are_mostly_right(pair: Any) -> None:
     world = chosen_families(None)
-    examples = [e for e in probes(7, "test", 1) if e.family in world]
+    examples = [e for e in probes(0, "test", 2) if e.family in world]
     given = [
-        apdcli.generate(pair, list(e.messages), max_tokens=96, strategy="left_to_right", k=1).text
+        apdcli.generate(pair, list(e.messages), max_tokens=96, mixture_weight=0.5).text
         for e in examples
     ]
     right = sum(check(e, text) for e, text in zip(examples, given, strict=True))
-    assert right >= 0.7 * len(examples)
+    assert right >= 0.65 * len(examples)
