@@ -50,6 +50,11 @@ class Answer:
     tokens: int
     steps: int
     seconds: float
+    denoiser_forwards: int
+    verifier_forwards: int
+
+
+Table = Sequence[tuple[str, dict[str, Any]]]
 
 
 def answer_all(
@@ -60,33 +65,37 @@ def answer_all(
     pair = apdcli.load_pair(profile)
     made = []
     for example in examples:
-        done = apdcli.generate(
-            pair, list(example.messages), max_tokens=MAX_TOKENS, temperature=0.0, **settings
+        given = {"max_tokens": MAX_TOKENS, "temperature": 0.0, **settings}
+        done = apdcli.generate(pair, list(example.messages), **given)
+        usage = done.usage
+        made.append(
+            Answer(
+                family=example.family,
+                right=check(example, done.text),
+                text=done.text,
+                tokens=len(done.token_ids),
+                steps=usage.steps,
+                seconds=usage.seconds,
+                denoiser_forwards=usage.denoiser_forwards,
+                verifier_forwards=usage.verifier_forwards,
+            )
         )
-        right, usage = check(example, done.text), done.usage
-        count = len(done.token_ids)
-        made.append(Answer(example.family, right, done.text, count, usage.steps, usage.seconds))
     return made
 
 
 def evaluate(
     profile: str,
     examples: Sequence[Example],
-    names: Sequence[str],
+    table: Table,
     jobs: int,
     threads: int,
-    lookahead: int | None,
 ) -> dict[str, list[Answer]]:
-    """The answers of each named setting, in the examples' order."""
+    """The answers of each setting of the table by its name, in the examples' order."""
     results: dict[str, list[Answer]] = {}
     # Stripes, so that every process gets its share of each family.
     stripes = [list(examples[i::jobs]) for i in range(jobs)]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for name, settings in SETTINGS:
-            if name not in names:
-                continue
-            if lookahead is not None and settings["strategy"] != "autoregressive":
-                settings = {**settings, "max_lookahead": lookahead}
+        for name, settings in table:
             began = time.monotonic()
             parts = list(
                 pool.map(answer_all, [profile] * jobs, [settings] * jobs, stripes, [threads] * jobs)
@@ -101,6 +110,20 @@ def evaluate(
                 f"{time.monotonic() - began:.0f} s\n"
             )
     return results
+
+
+def chosen_settings(names: Sequence[str], lookahead: int | None) -> Table:
+    """The named rows of SETTINGS, with M = lookahead where the strategy has one."""
+    return [
+        (
+            name,
+            settings
+            if lookahead is None or settings["strategy"] == "autoregressive"
+            else {**settings, "max_lookahead": lookahead},
+        )
+        for name, settings in SETTINGS
+        if name in names
+    ]
 
 
 def chosen_families(text: str | None) -> list[str]:
@@ -144,9 +167,8 @@ def main(argv: list[str] | None = None) -> int:
         e for e in probes(options.seed, options.split, options.per_family) if e.family in families
     ]
     names = options.settings.split(",") if options.settings else [name for name, _ in SETTINGS]
-    results = evaluate(
-        options.profile, examples, names, options.jobs, options.threads, options.lookahead
-    )
+    table = chosen_settings(names, options.lookahead)
+    results = evaluate(options.profile, examples, table, options.jobs, options.threads)
     for name, answers in results.items():
         wrong = [pair for pair in zip(examples, answers, strict=True) if not pair[1].right]
         for example, answer in wrong[: options.wrong]:
@@ -170,10 +192,8 @@ def main(argv: list[str] | None = None) -> int:
             for e in probes(options.seed, options.split, OUTSIDE_PER_FAMILY)
             if e.family in outside
         ]
-        given = evaluate(
-            options.profile, asked, OUTSIDE_SETTINGS, options.jobs, options.threads,
-            options.lookahead,
-        )  # fmt: skip
+        table = chosen_settings(OUTSIDE_SETTINGS, options.lookahead)
+        given = evaluate(options.profile, asked, table, options.jobs, options.threads)
         measured["outside"] = {
             name: [asdict(a) for a in answers] for name, answers in given.items()
         }
