@@ -5,22 +5,17 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import platformdirs
+import tomli
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams
 from apdcli.errors import ParameterError, ProfileError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DEFAULT_PROFILE = "demo"
 Source = Literal["shipped", "user", "file"]
@@ -239,8 +234,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ProfileError(f"{path}: not UTF-8 text (byte {error.start})") from error
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
         message = str(error)
         at = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", message)
         lines = text.split("\n")
