@@ -90,7 +90,10 @@ def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
     for role in ("denoiser", "verifier"):
         section = getattr(profile, role)
         if section is not None:
-            folder = resolve_model(section.model, base=profile.base, revision=section.revision)
+            # A check must not fetch gigabytes: what is not here yet is told.
+            folder = resolve_model(
+                section.model, base=profile.base, revision=section.revision, download=False
+            )
             layouts[role] = check_layout(folder)
     _check_roles(layouts)
     tokenizers = [load_tokenizer(layout.folder) for layout in layouts.values()]

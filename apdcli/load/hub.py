@@ -107,7 +107,7 @@ def _not_cached(name: str, download: bool) -> ModelError:
 
     cache = f"it is not in the hub's cache ({constants.HF_HUB_CACHE})"
     if not download:
-        return ModelError(f"{name} has not been downloaded: {cache}")
+        return ModelError(f"{name} is not downloaded yet: {cache}; apd generate fetches it")
     if constants.HF_HUB_OFFLINE:
         variable = next(
             (v for v in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if v in os.environ), ""

@@ -117,7 +117,7 @@ def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, errors.LocalEntryNotFoundError("x"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert says("org/name").endswith("and HF_HUB_OFFLINE forbids fetching it")
-    assert "has not been downloaded" in says("org/name", download=False)
+    assert "is not downloaded yet" in says("org/name", download=False)
 
 
 def test_a_cached_snapshot_is_used_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
