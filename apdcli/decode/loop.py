@@ -115,20 +115,7 @@ def decode(
             reason = "stop"
         elif canvas.cursor == canvas.end:
             reason = "stop" if stops else "length"
-        yield StepEvent(
-            step=steps,
-            committed=tuple(zip(commit.positions, commit.ids, strict=True)),
-            proposed=commit.proposed,
-            accepted=len(commit.positions),
-            masked_left=canvas.masked_left,
-            denoiser_forwards=counts.denoiser_forwards,
-            verifier_forwards=counts.verifier_forwards,
-            tokens_forwarded=counts.tokens_forwarded,
-            elapsed_s=clock() - began,
-            rejected=commit.rejected,
-            phase=commit.phase,
-            clusters=commit.clusters,
-        )
+        yield _event(commit, canvas, counts, steps, clock() - began)
     yield Finished(
         reason=reason,
         steps=steps,
@@ -136,6 +123,25 @@ def decode(
         verifier_forwards=counts.verifier_forwards,
         tokens_forwarded=counts.tokens_forwarded,
         elapsed_s=clock() - began,
+    )
+
+
+def _event(
+    commit: Commit, canvas: Canvas, counts: Counts, step: int, elapsed_s: float
+) -> StepEvent:
+    return StepEvent(
+        step=step,
+        committed=tuple(zip(commit.positions, commit.ids, strict=True)),
+        proposed=commit.proposed,
+        accepted=len(commit.positions),
+        masked_left=canvas.masked_left,
+        denoiser_forwards=counts.denoiser_forwards,
+        verifier_forwards=counts.verifier_forwards,
+        tokens_forwarded=counts.tokens_forwarded,
+        elapsed_s=elapsed_s,
+        rejected=commit.rejected,
+        phase=commit.phase,
+        clusters=commit.clusters,
     )
 
 
