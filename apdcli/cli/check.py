@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from apdcli.cli.report import settings_line
-from apdcli.decode.params import make_params, strategy_info
+from apdcli.decode.params import make_params
 from apdcli.engine.device import resolve_device
 from apdcli.engine.pair import check_agreement
-from apdcli.errors import ModelError, UsageError
+from apdcli.errors import ModelError
 from apdcli.load.hub import resolve_model
 from apdcli.load.layout import Layout, check_layout
-from apdcli.load.profile import Profile, find_profile
+from apdcli.load.profile import Profile, check_strategy, find_profile
 from apdcli.load.settings import Settings, choose_profile, resolve_settings
 from apdcli.load.tokenizer import load_tokenizer
 from apdcli.load.weights import resolve_dtype
@@ -82,10 +82,7 @@ def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
     profile = find_profile(choose_profile(name, environ).value)
     settings = resolve_settings(profile, {"profile": name}, environ)
     make_params(settings.strategy, **settings.decode_values())
-    if profile.verifier is None and strategy_info(settings.strategy).needs_verifier:
-        raise UsageError(
-            f"{profile.path}: strategy {settings.strategy!r} needs a [verifier] and there is none"
-        )
+    check_strategy(profile, settings.strategy)
     layouts: dict[str, Layout] = {}
     for role in ("denoiser", "verifier"):
         section = getattr(profile, role)

@@ -148,7 +148,7 @@ class _Going:
 
 def _resolve(job: Job, context: Context) -> tuple[Profile, Settings]:
     """The profile and every setting; a parameter of another strategy is named by its flag."""
-    from apdcli.load.profile import find_profile
+    from apdcli.load.profile import check_strategy, find_profile
     from apdcli.load.settings import Setting, Settings, choose_profile
 
     profile = find_profile(choose_profile(job.flags.get("profile"), context.environ).value)
@@ -160,6 +160,7 @@ def _resolve(job: Job, context: Context) -> tuple[Profile, Settings]:
         raise UsageError(
             f"{options.flag_of(error.field)} does not go with strategy {error.strategy}, {takes}"
         ) from error
+    check_strategy(profile, settings.strategy)  # before gigabytes are loaded in vain
     if settings["seed"].origin == "default" and settings["temperature"].value > 0:
         fresh = Setting(secrets.randbelow(2**32), "default")
         settings = Settings({**settings.table, "seed": fresh})

@@ -11,16 +11,15 @@ from typing import Any
 
 from apdcli.decode.loop import decode
 from apdcli.decode.params import (
-    STRATEGIES,
     DecodeParams,
     StrategyParams,
     make_params,
-    strategy_info,
 )
 from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Finished, FinishReason, StepEvent
 from apdcli.engine.pair import LoadedPair
-from apdcli.errors import PromptError, UsageError
+from apdcli.errors import PromptError
+from apdcli.load.profile import check_strategy
 from apdcli.load.settings import Settings, resolve_settings
 
 Message = Mapping[str, str]
@@ -202,12 +201,7 @@ def prepare(
     """
     strategy = settings.strategy
     shared, own = make_params(strategy, stop_ids=pair.stop_ids, **settings.decode_values())
-    if strategy_info(strategy).needs_verifier and pair.verifier is None:
-        others = [n for n, i in STRATEGIES.items() if not i.needs_verifier]
-        raise UsageError(
-            f"strategy {strategy!r} needs a verifier and profile {pair.profile.name!r} has none; "
-            f"strategies that work without: {', '.join(others)}"
-        )
+    check_strategy(pair.profile, strategy)
     ids = pair.prompt_ids(prompt, system=settings["system"].value, raw=raw)
     room = pair.context - len(ids)
     if room < 1:

@@ -14,8 +14,8 @@ import platformdirs
 import tomli
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams
-from apdcli.errors import ParameterError, ProfileError
+from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams, strategy_info
+from apdcli.errors import ParameterError, ProfileError, UsageError
 
 DEFAULT_PROFILE = "demo"
 Source = Literal["shipped", "user", "file"]
@@ -92,6 +92,20 @@ class ProfileEntry:
     source: Source
     description: str
     problem: str | None = None
+
+
+def check_strategy(profile: Profile, strategy: str) -> None:
+    """Refuse a strategy that asks a verifier which the profile does not have.
+
+    Raises:
+        UsageError: naming the strategies that work.
+    """
+    if profile.verifier is None and strategy_info(strategy).needs_verifier:
+        others = [name for name, info in STRATEGIES.items() if not info.needs_verifier]
+        raise UsageError(
+            f"strategy {strategy!r} needs a verifier and profile {profile.name!r} has none; "
+            f"strategies that work without: {', '.join(others)}"
+        )
 
 
 def known_decode_keys() -> tuple[str, ...]:
