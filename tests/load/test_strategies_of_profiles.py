@@ -1,4 +1,4 @@
-"""A strategy that asks a verifier is refused on a profile without one, before anything is loaded."""
+"""A strategy that asks a verifier is refused on a profile without one, before anything loads."""
 
 from __future__ import annotations
 
