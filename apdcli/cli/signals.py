@@ -51,6 +51,8 @@ class Signals:
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
         """While this lasts, the first Ctrl-C only sets `interrupted`; a second one unwinds."""
+        if self.interrupted:  # an import that Ctrl-C fell into may swallow its exception
+            raise KeyboardInterrupt
         self._patient = True
         try:
             yield

@@ -14,6 +14,7 @@ import pytest
 
 import apdcli
 from apdcli import load_pair
+from apdcli.cli.signals import Signals
 
 pexpect = pytest.importorskip("pexpect")
 if os.name == "nt":
@@ -185,3 +186,10 @@ def test_a_terminal_on_stdin_is_not_waited_for(environ: dict[str, str], profile:
     assert status == 2
     assert "no prompt" in written
     assert written.count("\n") <= 3  # one line, wrapped by the terminal
+
+
+def test_a_ctrl_c_that_an_import_swallowed_still_ends_before_decoding() -> None:
+    signals = Signals()
+    signals.interrupted = True
+    with pytest.raises(KeyboardInterrupt), signals.patient():
+        raise AssertionError("decoding began")
