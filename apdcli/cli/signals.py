@@ -32,6 +32,7 @@ class Signals:
     def __init__(self) -> None:
         self.interrupted = False
         self._patient = False
+        self._unwinding = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -51,7 +52,7 @@ class Signals:
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
         """While this lasts, the first Ctrl-C only sets `interrupted`; a second one unwinds."""
-        if self.interrupted:  # an import that Ctrl-C fell into may swallow its exception
+        if self._unwinding:  # an import that Ctrl-C fell into may swallow its exception
             raise KeyboardInterrupt
         self._patient = True
         try:
@@ -68,6 +69,7 @@ class Signals:
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         first, self.interrupted = not self.interrupted, True
         if not (first and self._patient):
+            self._unwinding = True
             raise KeyboardInterrupt
 
 

@@ -190,6 +190,7 @@ def test_a_terminal_on_stdin_is_not_waited_for(environ: dict[str, str], profile:
 
 def test_a_ctrl_c_that_an_import_swallowed_still_ends_before_decoding() -> None:
     signals = Signals()
-    signals.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        signals._on_interrupt(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt), signals.patient():
         raise AssertionError("decoding began")
