@@ -18,14 +18,13 @@ from apdcli.bench.benchmark import Order, cases_of_shapes, measure
 from apdcli.bench.correctness import check_correctness
 from apdcli.bench.floor import DTYPE_BYTES, Rates
 from apdcli.bench.floor_table import weights_read
-from apdcli.bench.machine import free_bytes
 from apdcli.bench.rates import measure_rates
 from apdcli.bench.saving import save_transformer
 from apdcli.bench.settings import Contender, parse_spec, resolve_spec
 from apdcli.bench.shapes import check_memory, random_pair
 from apdcli.bench.sizes import Shapes, check_shapes, find_shapes, shapes_profile
 from apdcli.engine.choice import resolve_engine
-from apdcli.engine.device import resolve_device
+from apdcli.engine.device import free_bytes, resolve_device
 from apdcli.engine.pair import LoadedPair
 from apdcli.errors import UsageError
 from apdcli.load.weights import load_transformer, resolve_dtype

@@ -51,19 +51,6 @@ def device_name(device: torch.device) -> str:
     return _processor() if device.type == "cpu" else f"{device.type}, {_processor()}"
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that can be taken on a device now; None where the system does not say."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + unused)
-    with contextlib.suppress(OSError):
-        match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        if match:
-            return int(match[1]) * 1024
-    return None
-
-
 class PeakMemory:
     """The most memory taken between two moments, and how much of it was there at the first.
 

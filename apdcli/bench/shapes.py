@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from apdcli.bench.floor import DTYPE_BYTES
-from apdcli.bench.machine import free_bytes
 from apdcli.bench.sizes import Shapes, shapes_profile
 from apdcli.decode.types import Denoiser, Pair, Verifier
 from apdcli.engine.choice import resolve_engine
+from apdcli.engine.device import free_bytes
 from apdcli.engine.pair import LoadedPair, load_tokenizer
 from apdcli.errors import DeviceError
 from apdcli.models.config import ModelConfig

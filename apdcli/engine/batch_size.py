@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
-
-import torch
 
 from apdcli.decode.any_order_params import AnyOrderParams
 from apdcli.decode.checks import check, is_int
 from apdcli.decode.params import AutoregressiveParams, strategy_info
 from apdcli.decode.strategies.window import AUTO_MOST
+from apdcli.engine.device import free_bytes
 from apdcli.engine.session import Request
 from apdcli.errors import DeviceError
 from apdcli.models.transformer import Transformer
@@ -116,19 +113,6 @@ def choose_size(requests: Sequence[Request], batch_size: BatchSize = "auto") -> 
     if requests[0].pair.device.type == "cpu":
         most = min(most, CPU_POSITIONS // max(map(recomputed_by, requests)))
     return max(1, min(most, ROWS))
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that the device can still give; None where nobody says."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + kept
-    try:  # Linux
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
 
 
 def out_of_memory(rows: int) -> DeviceError:

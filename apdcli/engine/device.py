@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import torch
 
@@ -88,3 +89,16 @@ def no_room(error: BaseException, device: torch.device, what: str) -> DeviceErro
         f"{device} has no room for {what}{sized}); lower --max-tokens or -M, "
         "shorten the prompt, or use --dtype bfloat16 or --device cpu"
     )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can be taken on a device now; None where the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + unused)
+    try:  # Linux
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None

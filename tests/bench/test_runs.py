@@ -10,11 +10,12 @@ import torch
 
 from apdcli.bench.benchmark import Order, cases_of, measure
 from apdcli.bench.floor import Forward, Rates
-from apdcli.bench.machine import PeakMemory, describe, device_name, free_bytes, versions
+from apdcli.bench.machine import PeakMemory, describe, device_name, versions
 from apdcli.bench.report import Measured, Shape, step_parts
 from apdcli.bench.runs import Case, Plan, Turn, answer_length, complete, timed
 from apdcli.bench.timing import Split, Stopwatch
 from apdcli.decode.types import Finished, StepEvent
+from apdcli.engine.device import free_bytes
 from apdcli.engine.pair import LoadedPair
 from tests.bench.conftest import contender
 

@@ -10,7 +10,8 @@ import torch
 import apdcli
 from apdcli.decode.params import make_params
 from apdcli.engine import batch_size
-from apdcli.engine.batch_size import choose_size, free_bytes, row_bytes
+from apdcli.engine.batch_size import choose_size, row_bytes
+from apdcli.engine.device import free_bytes
 from apdcli.engine.pair import LoadedPair
 from apdcli.engine.session import Request
 from apdcli.errors import DeviceError, ParameterError
