@@ -105,7 +105,12 @@ FLAGS: tuple[Flag, ...] = (
         "PROFILE",
     ),
     Flag("system", ("-s", "--system"), PROMPT, "System message.", "TEXT"),
-    Flag("raw", ("--raw",), PROMPT, "Continue the text as it is: no chat template."),
+    Flag(
+        "raw",
+        ("--raw",),
+        PROMPT,
+        "Continue the text as it is: no chat template, and special tokens in it count.",
+    ),
     Flag("input", ("--input",), PROMPT, "Answer every line of FILE ('-': stdin); below.", "FILE"),
     Flag("jsonl", ("--jsonl",), PROMPT, "The lines are JSON; so they are in a .jsonl file."),
     Flag("batch_size", ("--batch-size",), PROMPT, "Lines at once [default auto].", "N|auto"),

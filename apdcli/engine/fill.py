@@ -117,7 +117,7 @@ def prepare_fill(pair: LoadedPair, text: str, settings: Settings) -> FillRequest
     """
     marker, gap = settings["marker"].value, settings["gap"].value
     pieces = split_gaps(text, marker)
-    encoded = [pair.tokenizer.encode(piece) if piece else [] for piece in pieces]
+    encoded = [pair.tokenizer.encode(piece, special=False) if piece else [] for piece in pieces]
     outside, count = sum(map(len, encoded)), len(pieces) - 1
     total = outside + count * gap
     if total > pair.context:
@@ -158,7 +158,7 @@ def fill(
 
     Args:
         pair: from :func:`apdcli.load_pair`; only its denoiser is asked.
-        text: raw text, no chat template.
+        text: no chat template; the texts of special tokens in it are ordinary text.
         marker: what stands for a gap in `text`.
         gap: tokens that each gap takes.
         settings: strategy (one that decodes in any order; dico unless the profile has such a one),

@@ -81,9 +81,11 @@ class LoadedPair:
         """Token ids of a prompt: through the chat template, or as they are with `raw`.
 
         Args:
-            prompt: a user message, or messages of {"role", "content"}.
+            prompt: a user message, or messages of {"role", "content"}. The texts of special
+                tokens in them are ordinary text.
             system: put first as a system message, unless the messages bring their own.
-            raw: `prompt` is text to continue; no template, no system message.
+            raw: `prompt` is text to continue; no template, no system message. The texts of special
+                tokens in it are those tokens.
 
         Raises:
             PromptError: nothing to decode, or the template refuses the messages.

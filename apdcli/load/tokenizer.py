@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import tokenizers
 
 from apdcli.errors import ApdError, ModelError, PromptError
 from apdcli.load import tokenizer_files as files
-from apdcli.load.chat_template import ChatTemplate, Message
+from apdcli.load.chat_template import ChatTemplate, Message, check_message
 from apdcli.load.files import require_folder
 from apdcli.load.textstream import TextStream
 
 __all__ = ["TextStream", "Tokenizer", "load_tokenizer"]
 
 _PROBE = "apdprobe"  # stands for an answer when the template is asked how it ends one
+_PRIVATE = range(0xF0000, 0xFFFFE)  # characters that no text means anything by
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -53,23 +58,42 @@ class Tokenizer:
             | {index for index in self._role_ids.values() if index in self._added}
         )
         self.mask_id: int | None = self._role_ids.get("mask_token")
+        self._special_texts = tuple(self._text[index] for index in sorted(self.special_ids))
         source = files.template_source(folder)
         self._template = ChatTemplate(source[0], str(source[1]), roles) if source else None
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; the texts of special tokens in it become those tokens, none is added.
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a text; none is added to it.
+
+        Args:
+            text: any text.
+            special: texts of special tokens in it become those tokens; False: they are ordinary
+                text, as in anything that comes from outside.
 
         Raises:
             PromptError: the text holds a lone surrogate, which UTF-8 cannot write.
         """
+        ids: list[int] = self._encoding(text, special).ids
+        return ids
+
+    def _encoding(self, text: str, special: bool = True) -> tokenizers.Encoding:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise PromptError(
                 f"the text is not valid Unicode: character {error.start} is a lone surrogate"
             ) from error
-        ids: list[int] = self._core.encode(text, add_special_tokens=False).ids
-        return ids
+        core = self._core if special else self._literal
+        return core.encode(text, add_special_tokens=False)
+
+    @cached_property
+    def _literal(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, to which a special token's text is text like any other."""
+        core = files.build(self.folder)
+        # known already, so nothing is added: one that only its role makes special counts as such
+        core.add_special_tokens(list(self._special_texts))
+        core.encode_special_tokens = True
+        return core
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of ids; bytes that are no character become U+FFFD.
@@ -92,6 +116,9 @@ class Tokenizer:
     def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation, ready to be answered.
 
+        Only the template writes special tokens. In a message their texts are ordinary text: what
+        somebody's file says can neither end a turn nor plant a mask.
+
         Args:
             messages: {"role": ..., "content": ...}, both strings.
             add_generation_prompt: end with the opening of the assistant's turn.
@@ -100,7 +127,39 @@ class Tokenizer:
             PromptError: no template, or one that refuses these messages.
             ModelError: the template is not valid.
         """
-        return self.encode(self.chat_text(messages, add_generation_prompt))
+        veiled, meaning = self._veil(messages)
+        text = self.chat_text(veiled, add_generation_prompt)
+        return self._encode_veiled(text, meaning) if meaning else self.encode(text)
+
+    def _veil(self, messages: Sequence[Message]) -> tuple[Sequence[Message], dict[str, str]]:
+        """The messages with one unused character for each special token's text, and the texts.
+
+        A template that trims, splits or tests a message finds all else as it was.
+        """
+        for message in messages:
+            check_message(message)
+        said = "".join(_strings(list(messages)))
+        found = sorted((t for t in self._special_texts if t in said), key=len, reverse=True)
+        if not found:
+            return messages, {}
+        unused = (chr(code) for code in _PRIVATE if chr(code) not in said)
+        veil = dict(zip(found, unused, strict=False))
+        pattern = re.compile("|".join(map(re.escape, found)))
+        veiled = _mapped(list(messages), lambda text: pattern.sub(lambda m: veil[m[0]], text))
+        return veiled, {char: text for text, char in veil.items()}
+
+    def _encode_veiled(self, text: str, meaning: dict[str, str]) -> list[int]:
+        """Ids of a rendered conversation, the veil lifted where it is no longer taken for tokens.
+
+        The text is cut at the template's special tokens alone, where every tokenizer cuts.
+        """
+        whole, lift = self._encoding(text), str.maketrans(meaning)
+        ids, begin = list[int](), 0
+        for index, (start, end) in zip(whole.ids, whole.offsets, strict=True):
+            if index in self.special_ids:
+                ids += [*self.encode(text[begin:start].translate(lift), special=False), index]
+                begin = end
+        return ids + self.encode(text[begin:].translate(lift), special=False)
 
     def chat_text(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The text that `chat` encodes; raises what `chat` does."""
@@ -184,6 +243,24 @@ class Tokenizer:
 
     def _is_ordinary(self, index: int) -> bool:
         return index in self._text and index not in self._added
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in lists and mappings of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(item)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """The same lists and mappings with every string changed; what is neither stays."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    return [_mapped(item, change) for item in value] if isinstance(value, list) else value
 
 
 def _shown(text: str | None) -> str:

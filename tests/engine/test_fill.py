@@ -98,6 +98,13 @@ def test_text_outside_comes_back_byte_for_byte(pair: LoadedPair, text: str) -> N
     assert not covered & masks
 
 
+def test_special_tokens_texts_are_text_like_any_other(pair: LoadedPair) -> None:
+    texts = [pair.tokenizer.token_text(index) for index in sorted(pair.tokenizer.special_ids)]
+    request = request_of(pair, f"{texts}___{texts}")
+    assert not pair.tokenizer.special_ids & set(request.ids)
+    assert request.ids.count(None) == 16
+
+
 def test_markers_and_lengths_are_the_callers(pair: LoadedPair) -> None:
     done = apdcli.fill(pair, "___ and <gap>", marker="<gap>", gap=2)
     assert done.text == "___ and " + done.gaps[0]
