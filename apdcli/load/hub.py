@@ -43,11 +43,16 @@ def resolve_model(
         raise ModelError(f"{folder} is a file, not a model folder; name the folder it lies in")
     if _looks_like_path(model):
         raise ModelError(f"model folder {folder} not found")
-    if not _HUB_ID.fullmatch(model):
+    if not is_hub_id(model):
         raise ModelError(
             f"{model!r} is neither a folder ({folder} does not exist) nor a hub id like org/name"
         )
     return _snapshot(model, revision, download)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text is written as the hub's models are: owner/name."""
+    return not _looks_like_path(text) and _HUB_ID.fullmatch(text) is not None
 
 
 def _embedded(model: str) -> Path:

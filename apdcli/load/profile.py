@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import os
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams, strategy_info
 from apdcli.errors import ParameterError, ProfileError, UsageError
+from apdcli.load.hub import is_hub_id
 
 DEFAULT_PROFILE = "demo"
 Source = Literal["shipped", "user", "file"]
@@ -29,6 +31,8 @@ _CHOICES = {
     "dtype": ("|".join(get_args(Dtype)), f"one of {', '.join(get_args(Dtype))}"),
     "engine": ("|".join(get_args(Engine)), f"one of {', '.join(get_args(Engine))}"),
 }
+
+_PUT_IT = "write a profile ('apd profiles new NAME') and name the model in it"
 
 
 class _Table(BaseModel):
@@ -204,15 +208,32 @@ def _locate(name_or_path: str | Path) -> tuple[Path, Source]:
     if isinstance(name_or_path, Path) or name.endswith(".toml") or "/" in name or os.sep in name:
         path = Path(name).expanduser()
         if not path.is_file():
-            raise ProfileError(f"profile file {path} not found")
+            raise ProfileError(_not_a_profile(name, path))
         return path, "file"
     named = _named()
     if name in named:
         return named[name]
+    if Path(name).is_dir():
+        raise ProfileError(_not_a_profile(name, Path(name)))
     hint = nearest(name, named) or "there are: " + ", ".join(sorted(named))
     raise ProfileError(
         f"no profile is called {name!r}; {hint} (your own live in {user_profiles_dir()})"
     )
+
+
+def _not_a_profile(name: str, path: Path) -> str:
+    """Why nothing can be read there, with what to do about it where a model was meant."""
+    if path.is_dir():
+        return f"{path} is a folder, not a profile; {_PUT_IT}"
+    if not is_hub_id(name):
+        return f"profile file {path} not found"
+    for known, (file, source) in sorted(_named().items()):
+        with contextlib.suppress(ProfileError):
+            if _parse(file, source).denoiser.model == name:
+                return (
+                    f"{name} is a model, not a profile; the profile {known!r} runs it: -p {known}"
+                )
+    return f"profile file {path} not found; if that is a model of the hub, {_PUT_IT}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

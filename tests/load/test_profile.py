@@ -115,6 +115,29 @@ def test_unknown_names_get_the_nearest(config_dir: Path) -> None:
         find_profile("./no.toml")
 
 
+def test_a_model_in_place_of_a_profile(
+    config_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(name: str) -> str:
+        with pytest.raises(ProfileError) as caught:
+            find_profile(name)
+        return str(caught.value)
+
+    assert "the profile 'dream' runs it: -p dream" in said("Dream-org/Dream-v0-Instruct-7B")
+    own = "not found; if that is a model of the hub, write a profile ('apd profiles new NAME')"
+    assert own in said("someone/Model-7B.v2")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    for folder in ("models", "models/mine", "./models", str(tmp_path / "models")):
+        assert "is a folder, not a profile; write a profile ('apd profiles new" in said(folder)
+    (config_dir / "profiles").mkdir(parents=True)
+    (config_dir / "profiles" / "broken.toml").write_text("[")
+    (config_dir / "profiles" / "mine.toml").write_text('[denoiser]\nmodel = "someone/Model"\n')
+    assert "-p mine" in said("someone/Model")
+    for path in ("gone/x.toml", "./gone", "a/b/c", "~/gone"):
+        assert said(path).endswith("not found")
+
+
 def test_the_users_profile_wins_by_name(config_dir: Path) -> None:
     assert find_profile("demo").source == "shipped"
     path = new_profile("demo")
