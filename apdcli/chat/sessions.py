@@ -268,6 +268,11 @@ def data_folder(environ: Mapping[str, str]) -> Path:
     return Path(own).expanduser() if own else platformdirs.user_data_path("apd", False)
 
 
+def user_store(environ: Mapping[str, str]) -> Store:
+    """The user's own sessions."""
+    return Store(data_folder(environ) / "sessions")
+
+
 def _changed(path: Path) -> float:
     try:
         return path.stat().st_mtime

@@ -62,11 +62,10 @@ class Job(generate.Job):
 
 def run(job: Job, context: Context) -> int:
     """Hold the conversation; returns the exit status."""
-    from apdcli.chat.sessions import Store, data_folder
+    from apdcli.chat.sessions import user_store
 
-    folder = data_folder(context.environ)
     people = is_terminal(context.stdin) and is_terminal(context.stdout) and not job.json
-    store = Store(folder / "sessions") if people or job.resume is not None else None
+    store = user_store(context.environ) if people or job.resume is not None else None
     store = None if job.no_save else store
     session, kept = _resumed(job, store), dict[str, Any]()
     if session is not None:

@@ -1,4 +1,4 @@
-"""What the Tab key offers: commands, options, profiles, strategies and their parameters.
+"""What the Tab key offers: commands, options, profiles, sessions, strategies and their parameters.
 
 The shell scripts of `shells` run `apd` with _APD_COMPLETE=complete_SHELL, the words up to the
 cursor in COMP_WORDS and the place of the last of them in COMP_CWORD. The answer is a line for each
@@ -74,6 +74,8 @@ def candidates(
     if typed.command is None:
         return [], False
     before, param = "", typed.waiting
+    if param is not None and _may_stand_alone(param) and current.startswith("-"):
+        param = None
     if param is None and not typed.options_over and current.startswith("-"):
         name, equals, _ = current.partition("=")
         param = _option(typed.command, name) if equals else None
@@ -134,6 +136,9 @@ def _unquoted(word: str) -> str:
 def _read(root: Any, words: Sequence[str]) -> _Typed:
     typed = _Typed(root, {})
     for word in words:
+        if typed.waiting is not None and _may_stand_alone(typed.waiting) and word.startswith("-"):
+            typed.given.setdefault(typed.waiting.name, []).append("")
+            typed.waiting = None
         if typed.waiting is not None:
             typed.given.setdefault(typed.waiting.name, []).append(word)
             typed.waiting = None
@@ -162,6 +167,11 @@ def _read_option(typed: _Typed, word: str) -> None:
         typed.given.setdefault(param.name, []).append(value)
     else:
         typed.waiting = param
+
+
+def _may_stand_alone(param: Any) -> bool:
+    """Whether the option's value may be left out: [NAME]."""
+    return str(param.metavar or "").startswith("[")
 
 
 def _option(command: Any, name: str) -> Any:
@@ -212,6 +222,8 @@ def _values(param: Any, typed: _Typed, current: str, environ: Mapping[str, str])
         return _profiles()
     if name == "strategy":
         return _strategies(_grouped(typed).strategies)
+    if name == "resume":
+        return _sessions(environ)
     if name == "option":
         return _parameters(typed, current, environ)
     if name == "device":
@@ -235,6 +247,23 @@ def _profiles() -> list[Candidate]:
     from apdcli.load.profile import list_profiles
 
     return [Candidate(entry.name, entry.description) for entry in list_profiles()]
+
+
+def _sessions(environ: Mapping[str, str]) -> list[Candidate]:
+    """Saved conversations, the last one first; none of them is read."""
+    from datetime import datetime
+
+    from apdcli.chat.sessions import user_store
+
+    def when(name: str) -> str:
+        try:
+            changed = store.path(name).stat().st_mtime
+        except OSError:  # gone in the meantime
+            return ""
+        return f"last used {datetime.fromtimestamp(changed):%Y-%m-%d %H:%M}"
+
+    store = user_store(environ)
+    return [Candidate(name, when(name)) for name in store.names()]
 
 
 def _strategies(names: Sequence[str]) -> list[Candidate]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from apdcli.chat.sessions import Session, Store
 from apdcli.cli.complete import candidates
 from apdcli.cli.shells import SHELLS, install
 from apdcli.decode.gaps import FILLING
@@ -90,6 +91,33 @@ def test_the_strategy_may_come_from_anywhere(tmp_path: Path) -> None:
     assert offered("apd generate -p gone -O ") == names("apd")
 
 
+@pytest.fixture
+def sessions(tmp_path: Path) -> str:
+    """A data folder with three conversations, "new" being the last one."""
+    folder = tmp_path / "data"
+    for age, name in enumerate(("new", "old-1", "old-2")):
+        store = Store(folder / "sessions")
+        store.save(Session(name))
+        os.utime(store.path(name), (1e9 - age, 1e9 - age))
+    (folder / "sessions" / "notes.txt").touch()
+    return str(folder)
+
+
+def test_sessions(sessions: str) -> None:
+    assert offered("apd chat --resume ", APD_DATA_DIR=sessions) == ["new", "old-1", "old-2"]
+    assert offered("apd chat --resume=old", APD_DATA_DIR=sessions) == [
+        "--resume=old-1",
+        "--resume=old-2",
+    ]
+    found, files = candidates(["chat", "--resume"], "ne", {"APD_DATA_DIR": sessions})
+    assert found[0].help.startswith("last used 2001-09-0")
+    assert not files
+    # --resume may stand alone
+    assert offered("apd chat --resume -p dem", APD_DATA_DIR=sessions) == ["demo"]
+    assert "--markdown" in offered("apd chat --resume --", APD_DATA_DIR=sessions)
+    assert offered("apd chat --resume ", APD_DATA_DIR=f"{sessions}/none") == []
+
+
 def test_files_where_files_go() -> None:
     def files(line: str) -> bool:
         *words, current = line.split(" ")
@@ -142,7 +170,14 @@ def test_a_profile_cannot_drive_the_shell(apd: Apd, tmp_path: Path) -> None:
         assert "\x1b" not in found[0]
 
 
-def test_completion_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("apd generate -p demo -O ", names("apd")),
+        ("apd chat --resume ", ["new", "old-1", "old-2"]),
+    ],
+)
+def test_completion_loads_nothing_heavy(line: str, found: list[str], sessions: str) -> None:
     code = (
         "import sys\nfrom apdcli.cli.main import main\nassert main([]) == 0\n"
         "heavy = {'torch', 'transformers', 'numpy', 'rich', 'huggingface_hub'} & set(sys.modules)\n"
@@ -150,13 +185,14 @@ def test_completion_loads_nothing_heavy() -> None:
     )
     words = {
         "_APD_COMPLETE": "complete_bash",
-        "COMP_WORDS": "apd generate -p demo -O ",
-        "COMP_CWORD": "5",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(line.count(" ")),
+        "APD_DATA_DIR": sessions,
     }
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **words}, capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout.split()) == (0, names("apd")), done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, found), done.stderr
 
 
 @pytest.fixture
@@ -187,25 +223,31 @@ def in_shell(shell: str, code: str, environ: dict[str, str]) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_bash(environ: dict[str, str]) -> None:
+def test_bash(environ: dict[str, str], sessions: str) -> None:
+    environ["APD_DATA_DIR"] = sessions
     install("bash", environ)
     ask = (
         'f() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _apd_complete apd; '
         'printf "%s\\n" "${COMPREPLY[@]}"; }\n. ~/.bashrc\n'
     )
     code = ask + "f apd gen; f apd generate -O cache = ''; f apd generate --strategy '='  th"
-    assert in_shell("bash", code, environ) == ["generate", "", "threshold"]
+    code += "; f apd chat --resume n; f apd chat --resume = old"
+    found = in_shell("bash", code, environ)
+    assert found == ["generate", "", "threshold", "new", "old-1", "old-2"]
 
 
-def test_fish(environ: dict[str, str]) -> None:
+def test_fish(environ: dict[str, str], sessions: str) -> None:
+    environ["APD_DATA_DIR"] = sessions
     install("fish", environ)
     code = "complete -C 'apd gen'; complete -C 'apd generate --strategy dico -O cache='; "
-    code += "complete -C 'apd replay a'; complete -C 'apd generate -p dem'"
-    generate, *caches, trace, demo = in_shell("fish", code, environ)
+    code += "complete -C 'apd replay a'; complete -C 'apd generate -p dem'; "
+    code += "complete -C 'apd chat --resume n'"
+    generate, *caches, trace, demo, new = in_shell("fish", code, environ)
     assert generate.startswith("generate\tGenerate text")
     assert sorted(caches) == ["cache=dual", "cache=none", "cache=prefix"]
     assert trace.split("\t")[0].replace("\\", "") == "a trace.jsonl"
     assert demo.startswith("demo\tthe embedded pair")
+    assert new.startswith("new\tlast used 2001-09-0")
 
 
 def typing(shell: str, environ: dict[str, str]) -> Any:
@@ -220,7 +262,8 @@ def typing(shell: str, environ: dict[str, str]) -> Any:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_tab_in_a_real_terminal(shell: str, environ: dict[str, str]) -> None:
+def test_tab_in_a_real_terminal(shell: str, environ: dict[str, str], sessions: str) -> None:
+    environ["APD_DATA_DIR"] = sessions
     install(shell, environ)
     child = typing(shell, environ)
     child.send("echo rea''dy\n")
@@ -233,6 +276,8 @@ def test_tab_in_a_real_terminal(shell: str, environ: dict[str, str]) -> None:
     child.expect("pha=")
     child.send("1 -O cache=pre\t")
     child.expect("fix ")
+    child.send("\x15apd chat --resume n\t")
+    child.expect("ew ")
     child.send("\x15apd repl\t")
     child.expect("ay ")
     child.send("a\t")
