@@ -51,7 +51,7 @@ def answer(environ: Mapping[str, str]) -> tuple[str, int]:
         from apdcli.cli.shells import script
 
         return script(shell), 0
-    words, current, cut = _words(environ)
+    words, current, cut = _words(environ, as_typed=shell != "powershell")
     found, files = candidates(words, current, environ)
     lines = [_FORMATS.get(shell, _tabbed)(c.value[cut:], c.help) for c in found]
     return "\n".join(dict.fromkeys(lines)), 0 if found or files else NOTHING
@@ -95,9 +95,16 @@ def candidates(
     return _matching(offered, current), takes_files or param.name == "profile"
 
 
-def _words(environ: Mapping[str, str]) -> tuple[list[str], str, int]:
-    """The words before the cursor, the one at it, and how much of that bash holds to be another."""
+def _words(environ: Mapping[str, str], as_typed: bool) -> tuple[list[str], str, int]:
+    """The words before the cursor, the one at it, and how much of that bash holds to be another.
+
+    Args:
+        as_typed: they have their quotes still, and bash may have cut them.
+    """
     text = environ.get("COMP_WORDS", "")
+    if not as_typed:
+        _, *rest = text.split("\n")
+        return rest[:-1], rest[-1] if rest else "", 0
     words = [_unquoted(word) for word in text.split("\n")] if "\n" in text else _split(text)
     try:
         place = int(environ.get("COMP_CWORD", ""))

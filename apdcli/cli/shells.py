@@ -68,21 +68,33 @@ complete --command apd --no-files --arguments '(__apd_complete)'
 _POWERSHELL = r"""# apd completion for PowerShell
 Register-ArgumentCompleter -Native -CommandName apd -ScriptBlock {
     param($word, $ast, $cursor)
-    $words = @($ast.CommandElements |
-        Where-Object { $_.Extent.StartOffset -lt $cursor } | ForEach-Object { $_.ToString() })
+    $words = @($ast.CommandElements | Where-Object { $_.Extent.StartOffset -lt $cursor } |
+        ForEach-Object {
+            $plain = $_ -is [System.Management.Automation.Language.StringConstantExpressionAst]
+            $text = if ($plain) { $_.Value } else { $_.Extent.Text }
+            $text -replace '\r?\n', ' '
+        })
     if ($word -eq '') { $words += '' }
+    $program = $ast.GetCommandName()
+    $status = $global:LASTEXITCODE
     $env:COMP_WORDS = $words -join "`n"
     $env:COMP_CWORD = $words.Count - 1
     $env:_APD_COMPLETE = 'complete_powershell'
     try {
-        & $words[0] 2>$null | Where-Object { $_ } | ForEach-Object {
-            $value, $help = $_ -split "`t", 2
+        $lines = @(& $program 2>$null)
+        if ($LASTEXITCODE -ne 0) { return '' }  # no candidate, and no file name either
+        foreach ($line in $lines) {
+            $value, $help = $line -split "`t", 2
+            if (-not $value) { continue }
             if (-not $help) { $help = $value }
+            $typed = $value
+            if ($value -notmatch '^[\w./:=+-]+$') { $typed = "'" + $value.Replace("'", "''") + "'" }
             [System.Management.Automation.CompletionResult]::new(
-                $value, $value, 'ParameterValue', $help)
+                $typed, $value, 'ParameterValue', $help)
         }
     } finally {
-        Remove-Item Env:COMP_WORDS, Env:COMP_CWORD, Env:_APD_COMPLETE
+        $env:COMP_WORDS = $env:COMP_CWORD = $env:_APD_COMPLETE = $null
+        $global:LASTEXITCODE = $status
     }
 }
 """

@@ -154,9 +154,27 @@ def test_the_protocol(apd: Apd) -> None:
     assert ask(apd, "bash", split[:-2], 7)[0] == ["none", "prefix", "dual"]
     assert ask(apd, "zsh", "apd gen", 1)[0][0].startswith("generate:Generate text: ")
     assert ask(apd, "fish", "apd gen", 1)[0][0].startswith("generate\tGenerate text: ")
-    assert ask(apd, "powershell", "apd generate --strategy di", 3)[0][0].startswith("dico\t")
     ran = apd(environ={"_APD_COMPLETE": "source_zsh"})
     assert (ran.out.rstrip("\n"), ran.status) == (SHELLS["zsh"].script.rstrip("\n"), 0)
+
+
+def test_powershell_hands_over_words_without_their_quotes(apd: Apd, tmp_path: Path) -> None:
+    own = tmp_path / "my profile.toml"
+    own.write_text('[denoiser]\nmodel = "x"\n[decode]\nstrategy = "klass"\n')
+
+    def found(*words: str) -> tuple[list[str], int]:
+        lines, status = ask(apd, "powershell", "\n".join(("apd", *words)), len(words))
+        return [line.split("\t")[0] for line in lines], status
+
+    assert found("gen") == (["generate"], 0)
+    assert found("generate", "-s", "it's \\ two words", "--dty") == (["--dtype"], 0)
+    assert found("generate", "-p", str(own), "-O", "") == (names("klass"), 0)
+    assert found("generate", "--strategy=dico", "-O", "cache=pre") == (["cache=prefix"], 0)
+    assert found("generate", "-p", r".\pro") == ([], 0)  # a file's name
+    assert found("generate", "=", "--dty") == (["--dtype"], 0)
+    assert found("generate", "-n", "") == ([], 1)
+    line = ask(apd, "powershell", "apd\ngenerate\n--strategy\ndi", 3)[0][0]
+    assert line == f"dico\t{STRATEGIES['dico'].summary}"
 
 
 def test_a_profile_cannot_drive_the_shell(apd: Apd, tmp_path: Path) -> None:
@@ -165,7 +183,7 @@ def test_a_profile_cannot_drive_the_shell(apd: Apd, tmp_path: Path) -> None:
     text = 'description = "a\\u001b]0;x\\u0007\\n$(touch pwned):b"\n[denoiser]\nmodel = "x"\n'
     (folder / "evil.toml").write_text(text)
     for shell in SHELLS:
-        found, _ = ask(apd, shell, "apd generate -p evil", 3)
+        found, _ = ask(apd, shell, "apd\ngenerate\n-p\nevil", 3)
         assert len(found) == 1
         assert "\x1b" not in found[0]
 
