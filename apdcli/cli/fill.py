@@ -72,4 +72,4 @@ class Job(generate.Job):
         from apdcli.engine.fill import prepare_fill
 
         request = prepare_fill(pair, text, settings)
-        return request, generate.Layout(0, request.given)
+        return request, generate.Layout(0, request.given, len(request.ids))

@@ -39,11 +39,13 @@ class Layout:
     Attributes:
         start: the position of the first token shown.
         given: (position, text) that is there from the start (infilling).
+        length: up to which position something will stand, 0 where that is not known (infilling).
         heading: a line above it in a picture.
     """
 
     start: int
     given: tuple[tuple[int, str], ...] = ()
+    length: int = 0
     heading: str = ""
 
 
@@ -252,6 +254,7 @@ def view_state(request: Request, layout: Layout, settings: Settings) -> ViewStat
         skip=tokenizer.special_ids,
         stop=request.stop,
         given=given,
+        length=layout.length,
     )
 
 
@@ -270,6 +273,7 @@ def open_trace(path: str, request: Request, layout: Layout, settings: Settings) 
         stop=list(request.stop),
         skip_ids=sorted(request.pair.tokenizer.special_ids),
         given=layout.given,
+        length=layout.length,
     )
 
 

@@ -109,6 +109,7 @@ def _state(trace: Trace) -> ViewState:
         skip=trace.skip_ids,
         stop=trace.stop,
         given=given,
+        length=trace.length,
     )
 
 

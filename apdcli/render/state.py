@@ -80,6 +80,7 @@ class ViewState:
         skip: frozenset[int] = frozenset(),
         stop: Iterable[str] = (),
         given: Iterable[tuple[int, int]] = (),
+        length: int = 0,
     ) -> None:
         """Args:
         token_bytes: the exact bytes of a token.
@@ -89,6 +90,8 @@ class ViewState:
         skip: ids that write nothing (special tokens).
         stop: strings that end the text, themselves left out.
         given: (position, id) of text that is there from the start (infilling).
+        length: up to which position something will stand, where that is known from the start
+            (infilling); 0: it is not.
         """
         self.settings = settings or Settings("")
         self.settled: list[Cell] = []
@@ -104,6 +107,7 @@ class ViewState:
         self._stop = tuple(s for s in stop if s)
         self._tokens = {position: Token(id_, 0, 0) for position, id_ in given}
         self._given = len(self._tokens)
+        self._length = length
         self._run = 0
         self._cursor = prompt_len
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -212,9 +216,12 @@ class ViewState:
             self._ended = True
 
     def _ahead(self) -> Iterator[Cell]:
-        """Cells from the first mask to the last position that anything is known about."""
+        """Cells from the first mask to the last position that anything is known about.
+
+        That something will stand there is to know something of it.
+        """
         known = [p + 1 for p in (*self._tokens, *self._rejected)]
-        end = max((*known, *(right for _, right in self._clusters)), default=0)
+        end = max((self._length, *known, *(right for _, right in self._clusters)))
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         decoder.setstate(self._decoder.getstate())  # a draft may complete the waiting character
         after_gap = False

@@ -55,6 +55,7 @@ class Trace:
         stop_ids, skip_ids: tokens that end the text, tokens that write nothing.
         stop: strings that end the text.
         given: (position, text) that was there from the start (infilling).
+        length: up to which position something would stand, 0 where that was not known (infilling).
         events: the steps, then the end, for `ViewState.apply`.
         complete: the end is there; without it the generation was killed.
         token_bytes: the exact bytes of every token in `events`.
@@ -66,6 +67,7 @@ class Trace:
     skip_ids: frozenset[int]
     stop: tuple[str, ...]
     given: tuple[tuple[int, str], ...]
+    length: int
     events: tuple[Event, ...]
     complete: bool
     token_bytes: TokenBytes
@@ -110,6 +112,7 @@ class _Reader:
         self._header: dict[str, Any] = {}
         self._prompt_len = 0
         self._given: tuple[tuple[int, str], ...] = ()
+        self._length = 0
         self._events: list[Step | End] = []
         self._bytes: dict[int, bytes] = {}
         self._written: set[int] = set()
@@ -134,6 +137,7 @@ class _Reader:
             self._prompt_len = _position(header["prompt_len"])
             given = [(_position(p), _text(t)) for p, t in header.get("given", ())]
             self._given = tuple(given)
+            self._length = _position(header.get("length", 0))
             self._written = {position for position, _ in given}
             _require(isinstance(header.get("settings", {}), dict))
         except _WRONG as error:
@@ -175,6 +179,7 @@ class _Reader:
                 ids("skip_ids"),
                 tuple(_list(header.get("stop", []), str)),
                 self._given,
+                self._length,
                 # they have what the view reads of an event
                 cast("tuple[Event, ...]", tuple(self._events)),
                 self.ended,

@@ -111,6 +111,17 @@ def test_given_text_is_there_from_the_start_and_does_not_count() -> None:
     assert (state.text, state.tokens) == ("def f():", 1)
 
 
+def test_a_gap_at_the_end_is_seen_from_the_start() -> None:
+    words = Vocabulary([b"def ", b"f"])
+    state = words.state(given=[(PROMPT_LEN, 0)], length=PROMPT_LEN + 4)
+    assert [c.text for c in state.tail()] == ["def ", *"\u2591" * 3]
+    state.apply(step(1, [(2, 1)]))
+    assert [c.text for c in state.tail()] == ["\u2591", "f", "\u2591"]
+    assert state.text == "def "
+    gap = words.state(length=PROMPT_LEN + 2)
+    assert [c.kind for c in gap.tail()] == ["mask"] * 2
+
+
 @pytest.mark.parametrize(
     ("pieces", "stop", "text"),
     [

@@ -50,8 +50,9 @@ def test_the_view_is_the_same_after_every_event(tmp_path: Path, events) -> None:
 
 def test_given_text_and_settings_come_back(tmp_path: Path) -> None:
     given = [[0, "a "], [1, ""], [2, "日本\x1b"]]
-    trace = read_trace(write(tmp_path / "t.jsonl", given=given, stop=["END"]))
+    trace = read_trace(write(tmp_path / "t.jsonl", given=given, length=7, stop=["END"]))
     assert trace.given == ((0, "a "), (1, ""), (2, "日本\x1b"))
+    assert trace.length == 7
     assert trace.stop == ("END",)
     assert trace.settings == {"strategy": "apd"}
     token_bytes, ids = with_given(trace.token_bytes, trace.given)
@@ -145,6 +146,10 @@ def test_a_missing_line_and_text_after_the_end_are_damage(path: Path) -> None:
         ),
         (
             b'{"format": "apd-trace", "version": 1, "prompt_len": 1, "given": [[2, 3]]}\n',
+            "line 1: the header is not complete",
+        ),
+        (
+            b'{"format": "apd-trace", "version": 1, "prompt_len": 1, "length": 99999999999}\n',
             "line 1: the header is not complete",
         ),
     ],
