@@ -59,6 +59,7 @@ class _CountedVerifier:
         self.inner = inner
         self.counts = counts
         self.crop = inner.crop
+        self.verify_less: bool = getattr(inner, "verify_less", False)
         if hasattr(inner, "accept"):
             self.accept = self._accept
 

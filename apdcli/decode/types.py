@@ -197,7 +197,11 @@ class Denoiser(Protocol):
 
 
 class Verifier(Protocol):
-    """A causal language model with its own KV cache."""
+    """A causal language model with its own KV cache.
+
+    An engine's verifier may also have what :class:`AcceptingVerifier` or
+    :class:`ThriftyVerifier` has; a strategy asks for it by name.
+    """
 
     @property
     def length(self) -> int:
@@ -213,7 +217,8 @@ class Verifier(Protocol):
 
         Returns:
             [n - first + 1, vocab] float32: row r is p(x_{first + r} | x_{< first + r}); the last
-            row predicts position n. Ids that may never be produced are -inf.
+            row predicts position n. Ids that may never be produced are -inf. Made for the
+            caller, who may write over it.
         """
         ...
 
@@ -223,7 +228,7 @@ class Verifier(Protocol):
 
 
 class AcceptingVerifier(Verifier, Protocol):
-    """A verifier that also mixes and accepts; a strategy asks whether it has `accept`."""
+    """A verifier that also mixes and accepts, the whole draft in one call."""
 
     def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
         """Verify, mix and accept a greedy draft without leaving the device.
@@ -239,6 +244,17 @@ class AcceptingVerifier(Verifier, Protocol):
             [1] int64, how long a prefix of the draft the mixture agrees with, at least 1.
         """
         ...
+
+
+class ThriftyVerifier(Verifier, Protocol):
+    """A verifier of whom few positions are worth less time than many: on CPUs, not on GPUs.
+
+    Attributes:
+        verify_less: whether a strategy had better show it the beginning of a draft first, and
+            more only while it agrees. Each part costs a forward and brings its result to the host.
+    """
+
+    verify_less: bool
 
 
 @dataclass(frozen=True)

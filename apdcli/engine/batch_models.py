@@ -14,7 +14,7 @@ from torch import Tensor
 
 from apdcli.decode.sampling import NEVER
 from apdcli.decode.types import Pair
-from apdcli.engine.eager import banned_ids
+from apdcli.engine.eager import banned_ids, verifies_less
 from apdcli.engine.pair import LoadedPair
 from apdcli.models.packed import packed
 from apdcli.models.rows import RowCache, Span, hidden_rows
@@ -148,12 +148,12 @@ class RowDenoiser(_RowModel):
 
 
 class RowVerifier(_RowModel):
-    """A row of a causal model behind :class:`apdcli.decode.types.Verifier`."""
+    """A row of a causal model behind :class:`apdcli.decode.types.ThriftyVerifier`."""
 
     @property
     def verify_less(self) -> bool:
-        """See :class:`apdcli.decode.types.AcceptingVerifier`: as the engine of one row has it."""
-        return self.model.net.model.embed_tokens.weight.device.type == "cpu"
+        """As the engine of one row has it, so that a row makes the forwards that it makes alone."""
+        return verifies_less(self.model.net)
 
     def logits(self, tokens: Tensor, first: int) -> Tensor:
         """See the protocol. Output j predicts position j + 1."""

@@ -23,6 +23,15 @@ def banned_ids(allowed: Iterable[int], vocab_size: int, device: torch.device | s
     return banned
 
 
+def verifies_less(verifier: Transformer) -> bool:
+    """Whether this network had better verify a draft by parts.
+
+    On a CPU a position less is so much less work. A GPU takes as long for few as for many, and
+    between two parts it would wait for the host.
+    """
+    return verifier.model.embed_tokens.weight.device.type == "cpu"
+
+
 class EagerModel:
     """What both models share: the network, its cache and the ids it may produce.
 
@@ -89,7 +98,11 @@ class EagerDenoiser(EagerModel):
 
 
 class EagerVerifier(EagerModel):
-    """A causal language model behind :class:`apdcli.decode.types.Verifier`."""
+    """A causal language model behind :class:`apdcli.decode.types.ThriftyVerifier`."""
+
+    def __init__(self, net: Transformer, banned: Tensor, capacity: int) -> None:
+        super().__init__(net, banned, capacity)
+        self.verify_less = verifies_less(net)
 
     def logits(self, tokens: Tensor, first: int) -> Tensor:
         """See the protocol. Output j predicts position j + 1."""

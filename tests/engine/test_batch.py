@@ -91,8 +91,9 @@ class Listened(LoadedPair):
             inner = model.logits
 
             def logits(*args: Any, **kwargs: Any) -> Tensor:
-                self.answers.append(inner(*args, **kwargs).clone())
-                return self.answers[-1]
+                made: Tensor = inner(*args, **kwargs)
+                self.answers.append(made.clone())  # the caller may write over its own
+                return made
 
             model.logits = logits
 

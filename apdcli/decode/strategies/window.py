@@ -34,10 +34,15 @@ class SlidingWindow:
     ) -> None:
         self.recompute_window = recompute_window
         self.max_lookahead = max_lookahead
-        self._recent = 0.0
+        self._recent: float | None = None
         self.least = least
         self._auto = max(AUTO_FIRST, least)
         self._accepted_last: int | None = None
+
+    @property
+    def recent(self) -> float | None:
+        """Running mean of the tokens accepted a step; None before any was."""
+        return self._recent
 
     def bounds(self, canvas: Canvas) -> tuple[int, int]:
         """left and right of the step at the canvas's cursor."""
@@ -52,9 +57,9 @@ class SlidingWindow:
 
     def advance(self, accepted: int) -> None:
         """Remember how many tokens the step accepted."""
-        first = self._accepted_last is None
         self._accepted_last = accepted
-        self._recent = accepted if first else self._recent + RECENT * (accepted - self._recent)
+        mean = accepted if self._recent is None else self._recent
+        self._recent = mean + RECENT * (accepted - mean)
         wanted = math.ceil(AUTO_FACTOR * self._recent)
         if accepted >= self._auto:
             wanted = max(wanted, 2 * self._auto)
