@@ -26,7 +26,7 @@ TASK = "demo"
 _SHARED = (
     *("profile", "system", "raw", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop"),
     *("mixture_weight", "recompute_window", "max_lookahead", "k", "option"),
-    *("device", "dtype", "engine", "quiet"),
+    *("device", "dtype", "quantize", "engine", "quiet"),
 )
 _OWN = (
     Flag(

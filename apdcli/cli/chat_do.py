@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _ON_OFF = {"on": True, "off": False}
 _MOST_SESSIONS = 20
-_OF_THE_RUN = ("profile", "system", "device", "dtype", "engine")  # never kept as settings
+# Never kept as settings.
+_OF_THE_RUN = ("profile", "system", "device", "dtype", "quantize", "engine")
 _EDITOR = "notepad" if os.name == "nt" else "vi"
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from apdcli.load.profile import Profile
 
 UNSET = ("default", "off")  # /set NAME off: as if it had never been set
-_FIXED = ("device", "dtype", "engine")  # for the run
+_FIXED = ("device", "dtype", "quantize", "engine")  # for the run
 _NOT_SET = ("profile", "system", "option", *_FIXED)  # the first two have commands
 
 

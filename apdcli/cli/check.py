@@ -22,6 +22,7 @@ from apdcli.load.profile import Profile, check_strategy, find_profile
 from apdcli.load.settings import Settings, choose_profile, resolve_settings
 from apdcli.load.tokenizer import load_tokenizer
 from apdcli.load.weights import resolve_dtype
+from apdcli.models.quantized import planned_bytes
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class ModelReport:
     context: int
     device: str
     dtype: str
+    quantize: str
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Report:
             lines.append(
                 f"{model.role:9} {model.folder}\n"
                 f"          {model.family}, {_counted(model.parameters)} parameters, "
-                f"{_sized(model.bytes_loaded)} as {model.dtype} on {model.device}, "
+                f"{_sized(model.bytes_loaded)} as {_format(model)} on {model.device}, "
                 f"context {model.context}"
             )
         return [*lines, f"settings  {settings_line(self.settings)}", "ready     yes"]
@@ -111,6 +113,7 @@ def _check_roles(layouts: Mapping[str, Layout]) -> None:
 def _model(role: str, layout: Layout, settings: Settings) -> ModelReport:
     device = resolve_device(settings[f"{role}_device"].value)
     dtype = resolve_dtype(settings[f"{role}_dtype"].value, device)
+    quantize = settings[f"{role}_quantize"].value
     parameters = sum(prod(entry.shape) for _, entry in layout.entries.values())
     return ModelReport(
         role=role,
@@ -118,11 +121,16 @@ def _model(role: str, layout: Layout, settings: Settings) -> ModelReport:
         family=layout.config.family,
         parameters=parameters,
         bytes_stored=layout.num_bytes,
-        bytes_loaded=parameters * dtype.itemsize,
+        bytes_loaded=planned_bytes(layout.config, quantize, dtype, device),
         context=layout.config.max_positions,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
+        quantize=quantize,
     )
+
+
+def _format(model: ModelReport) -> str:
+    return model.dtype if model.quantize == "none" else f"{model.quantize} and {model.dtype}"
 
 
 def _counted(parameters: int) -> str:

@@ -237,6 +237,8 @@ def _values(param: Any, typed: _Typed, current: str, environ: Mapping[str, str])
         return [Candidate(device) for device in ("auto", "cpu", "cuda", "mps")]
     if name == "dtype":
         return [Candidate(dtype) for dtype in ("auto", "float32", "float16", "bfloat16")]
+    if name == "quantize":
+        return [Candidate(word) for word in ("none", "int8", "int4")]
     if name == "engine":
         return [Candidate(engine) for engine in ("auto", "eager", "fast", "graphs")]
     if name == "speed":

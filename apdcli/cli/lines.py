@@ -21,7 +21,7 @@ from apdcli.render.terminal import is_terminal
 STDIN = "-"
 _JSON_LINES = (".jsonl", ".ndjson")
 _MOST_BYTES = 64 * 2**20
-_LOADED = ("profile", "device", "dtype", "engine")  # the pair is loaded once
+_LOADED = ("profile", "device", "dtype", "quantize", "engine")  # the pair is loaded once
 _OF_A_LINE = {  # every spelling of a flag that a line may set, as the setting's name
     spelling.lstrip("-").replace("-", "_"): flag.name
     for flag in FLAGS

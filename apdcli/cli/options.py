@@ -154,6 +154,13 @@ FLAGS: tuple[Flag, ...] = (
         "auto, float32, float16 or bfloat16 [default auto].",
         "TYPE",
     ),
+    Flag(
+        "quantize",
+        ("--quantize",),
+        MACHINE,
+        "Weights of both models in fewer bits: none, int8 or int4 [default none].",
+        "BITS",
+    ),
     Flag("engine", ("--engine",), MACHINE, "auto, eager, fast or graphs [default auto].", "NAME"),
 )
 _NOT_OF_FILL = (
@@ -182,11 +189,11 @@ FILL_FLAGS: tuple[Flag, ...] = (  # of `apd fill`: the same table, gaps in place
 OWN_FIELDS = frozenset(f.name for info in STRATEGIES.values() for f in fields(info.params))
 _BY_NAME = {flag.name: flag for flag in (*FILL_FLAGS, *FLAGS)}
 SETTINGS = (  # options that `load.settings` resolves; the others are about this run only
-    *("profile", "system", "stop", "strategy", "device", "dtype", "engine"),
+    *("profile", "system", "stop", "strategy", "device", "dtype", "quantize", "engine"),
     *SHARED_FIELDS,
     *_OWN_FLAGS,
 )
-_TEXTS = ("profile", "system", "stop", "strategy", "device", "dtype", "engine")
+_TEXTS = ("profile", "system", "stop", "strategy", "device", "dtype", "quantize", "engine")
 
 
 def with_flags(command: Callable[..., Any], flags: Sequence[Flag] = FLAGS) -> Callable[..., Any]:

@@ -18,15 +18,20 @@ if TYPE_CHECKING:
 SYMBOLS = {"mixture_weight": "R", "recompute_window": "W", "max_lookahead": "M", "k": "K"}
 _ELSEWHERE = (
     "profile",
-    *(f"{m}_{p}" for m in ("denoiser", "verifier") for p in ("device", "dtype")),
+    *(f"{m}_{p}" for m in ("denoiser", "verifier") for p in ("device", "dtype", "quantize")),
 )
 _LIBRARIES = ("torch", "tokenizers", "safetensors")
 
 
-def versions() -> dict[str, str]:
-    """The versions that a result depends on, without importing anything."""
+def versions(settings: Settings | None = None) -> dict[str, str]:
+    """The versions that a result depends on, without importing anything.
+
+    Args:
+        settings: those of the result; quantized weights depend on one library more.
+    """
     found = {"apdcli": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
+    bits = () if settings is None else (s.value for n, s in settings.items() if "quantize" in n)
+    for name in (*_LIBRARIES, *(["torchao"] if set(bits) - {"none"} else [])):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # a library that was put on the path by hand
@@ -39,7 +44,7 @@ def envelope(generation: Generation, settings: Settings, pair: LoadedPair) -> di
     table = settings.as_json()
     for name, value in placed(pair).items():
         table[name] = {"value": value, "from": settings[f"denoiser_{name}"].origin}
-    return {**asdict(generation), "settings": table, "versions": versions()}
+    return {**asdict(generation), "settings": table, "versions": versions(settings)}
 
 
 def placed(pair: LoadedPair) -> dict[str, str]:
@@ -50,6 +55,8 @@ def placed(pair: LoadedPair) -> dict[str, str]:
 
 def loaded_lines(pair: LoadedPair, settings: Settings, seconds: float) -> list[str]:
     """What is about to run, for `--verbose`."""
+    from apdcli.models.quantized import weight_bytes  # late: torch
+
     profile = pair.profile
     lines = [f"profile   {profile.name} ({profile.path}), from {settings['profile'].origin}"]
     sections = (("denoiser", pair.denoiser), ("verifier", pair.verifier))
@@ -57,9 +64,12 @@ def loaded_lines(pair: LoadedPair, settings: Settings, seconds: float) -> list[s
         if net is None:
             continue
         weight = net.model.embed_tokens.weight
+        bits = settings[f"{name}_quantize"].value
         lines.append(
             f"{name:9} {getattr(profile, name).model}, {millions(net)} parameters, "
-            f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}"
+            f"{'' if bits == 'none' else f'{bits} and '}"
+            f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}, "
+            f"{weight_bytes(net) / 1e6:,.1f} MB"
         )
     lines.append(f"loaded    in {seconds:.2f} s")
     lines.append(f"settings  {settings_line(settings)}")
@@ -78,4 +88,4 @@ def settings_line(settings: Mapping[str, Any]) -> str:
 
 def millions(net: Any) -> str:
     """Number of parameters, in millions."""
-    return f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M"
+    return f"{net.config.num_parameters / 1e6:.1f} M"

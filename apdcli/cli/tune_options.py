@@ -20,7 +20,7 @@ TRIALS, TIMEOUT_S, LIMIT = 64, 600.0, 200
 _KEPT = (
     *("profile", "system", "max_tokens", "temperature", "top_p", "top_k", "stop"),
     *("strategy", "mixture_weight", "recompute_window", "max_lookahead", "k", "option"),
-    *("quiet", "verbose", "device", "dtype", "engine"),
+    *("quiet", "verbose", "device", "dtype", "quantize", "engine"),
 )
 _START = " The search begins there."
 _OTHERWISE = {

@@ -17,7 +17,7 @@ from apdcli.engine.eager import EagerDenoiser, EagerVerifier
 from apdcli.engine.fast import FastDenoiser, FastVerifier
 from apdcli.engine.graphs import GraphDenoiser, GraphVerifier
 from apdcli.errors import DeviceError
-from apdcli.models.packed import packed
+from apdcli.models.quantized_packed import pack
 from apdcli.models.transformer import Transformer
 
 _MODELS = {
@@ -53,7 +53,7 @@ def resolve_engine(name: str, nets: Iterable[Transformer]) -> str:
             )
     if name != "eager":
         for net in nets:
-            packed(net)
+            pack(net)
     return name
 
 

@@ -112,6 +112,7 @@ def load_pair(
     *,
     device: str | None = None,
     dtype: str | None = None,
+    quantize: str | None = None,
     engine: str | None = None,
 ) -> LoadedPair:
     """Load the models of a profile.
@@ -120,6 +121,7 @@ def load_pair(
         profile: a profile's name, or a path to a .toml file.
         device: overrides the profile's devices: auto, cpu, cuda, cuda:N or mps.
         dtype: overrides the profile's dtypes: auto, float32, float16 or bfloat16.
+        quantize: overrides the profile's: none, or int8 or int4 weights (the extra "quantize").
         engine: overrides the profile's: auto, eager (the readable reference), fast, or graphs
             (on CUDA).
 
@@ -131,7 +133,7 @@ def load_pair(
     """
     if not isinstance(profile, Profile):
         profile = find_profile(profile)
-    flags = {"device": device, "dtype": dtype, "engine": engine}
+    flags = {"device": device, "dtype": dtype, "quantize": quantize, "engine": engine}
     return load_models(profile, resolve_settings(profile, flags, {}))
 
 
@@ -193,7 +195,8 @@ def _load(role: str, folder: Path, settings: Settings) -> Transformer:
     device = resolve_device(settings[f"{role}_device"].value)
     dtype = settings[f"{role}_dtype"].value
     check_dtype(dtype, device)
-    return load_transformer(folder, device=device, dtype=dtype)
+    quantize = settings[f"{role}_quantize"].value
+    return load_transformer(folder, device=device, dtype=dtype, quantize=quantize)
 
 
 class LoadedDenoiser:
@@ -236,11 +239,11 @@ class LoadedDenoiser:
 
 
 def load_denoiser(
-    model: str | Path, *, device: str = "auto", dtype: str = "auto"
+    model: str | Path, *, device: str = "auto", dtype: str = "auto", quantize: str = "none"
 ) -> LoadedDenoiser:
     """Load one denoiser from a folder or a hub id; errors as in :func:`load_pair`."""
     folder = resolve_model(str(model), base=None, revision=None)
-    net = load_transformer(folder, device=resolve_device(device), dtype=dtype)
+    net = load_transformer(folder, device=resolve_device(device), dtype=dtype, quantize=quantize)
     return LoadedDenoiser(net, tokenizers.load_tokenizer(folder))
 
 

@@ -22,6 +22,7 @@ model = "embedded:denoiser"
 # revision = "main"          # branch, tag or commit of a hub id
 # dtype = "auto"             # auto, float32, float16, bfloat16
 # device = "auto"            # auto, cpu, cuda, cuda:N, mps
+# quantize = "none"          # none, int8, int4 (the extra: pip install 'apdcli[quantize]')
 
 # Strategies that verify need this table; the others do without.
 [verifier]

@@ -23,12 +23,14 @@ from apdcli.load.hub import is_hub_id
 DEFAULT_PROFILE = "demo"
 Source = Literal["shipped", "user", "file"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+Quantize = Literal["none", "int8", "int4"]
 Engine = Literal["auto", "eager", "fast", "graphs"]
 # Settings that are one of a few texts: (pattern, the same in words).
 _CHOICES = {
     "strategy": ("|".join(STRATEGIES), f"one of {', '.join(STRATEGIES)}"),
     "device": (r"auto|cpu|cuda(:\d+)?|mps", "auto, cpu, cuda, cuda:N or mps"),
     "dtype": ("|".join(get_args(Dtype)), f"one of {', '.join(get_args(Dtype))}"),
+    "quantize": ("|".join(get_args(Quantize)), f"one of {', '.join(get_args(Quantize))}"),
     "engine": ("|".join(get_args(Engine)), f"one of {', '.join(get_args(Engine))}"),
 }
 
@@ -45,6 +47,7 @@ class ModelSection(_Table):
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     dtype: Dtype = "auto"
+    quantize: Quantize = "none"
     device: Annotated[str, Field(pattern=f"^({_CHOICES['device'][0]})$")] = "auto"
 
 
@@ -130,7 +133,7 @@ def known_decode_keys() -> tuple[str, ...]:
 
 
 def check_value(name: str, value: Any) -> None:
-    """Check one value of [decode], or a device, dtype or engine, against its stated range.
+    """Check one value of [decode], or of a model or engine setting, against its stated range.
 
     Raises:
         ParameterError: out of range, or no such strategy.

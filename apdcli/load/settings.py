@@ -30,7 +30,7 @@ from apdcli.load.profile import (
 Origin = Literal["flag", "environment", "tuned", "profile", "default"]
 Layer = tuple[Origin, Mapping[str, Any]]
 
-_MODELS, _PLACES = ("denoiser", "verifier"), ("device", "dtype")
+_MODELS, _PLACES = ("denoiser", "verifier"), ("device", "dtype", "quantize")
 _TEXTS = (
     "strategy",
     "system",
@@ -55,7 +55,7 @@ class Settings(Mapping[str, Setting]):
     """The settings of one run by name, in the order in which they are shown.
 
     Names: profile, strategy, the strategy's own parameters, the shared parameters, stop, system,
-    denoiser_device, denoiser_dtype, verifier_device, verifier_dtype, and engine.
+    denoiser_device, denoiser_dtype, denoiser_quantize, the same of the verifier, and engine.
     """
 
     table: Mapping[str, Setting]
@@ -120,7 +120,7 @@ def resolve_settings(
     Args:
         profile: as `find_profile` gave it.
         flags: what the command line or the caller gave, by parameter name (and strategy, stop,
-            system, device, dtype, profile); None means not given.
+            system, device, dtype, quantize, engine, profile); None means not given.
         environ: the process's environment; its empty variables count as not set.
 
     Raises:
@@ -235,7 +235,7 @@ def _switches() -> set[str]:
 
 
 def _both_models(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A device or dtype that is not of one model is of both."""
+    """A device, dtype or quantize that is not of one model is of both."""
     spread = {
         f"{model}_{place}": values[place]
         for model in _MODELS

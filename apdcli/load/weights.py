@@ -17,6 +17,9 @@ from torch.overrides import TorchFunctionMode
 from apdcli.errors import DeviceError, ModelError
 from apdcli.load.files import one_line
 from apdcli.load.layout import Layout, check_layout, damaged, read_config
+from apdcli.load.quantize import check_torchao, empty_layers, fill
+from apdcli.models.quantized import QuantizedLinear
+from apdcli.models.quantized_packed import pack
 from apdcli.models.transformer import Transformer
 
 __all__ = ["check_layout", "load_transformer", "read_config", "resolve_dtype"]
@@ -29,6 +32,7 @@ def load_transformer(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = "auto",
+    quantize: str = "none",
 ) -> Transformer:
     """Load a hub folder's weights (one file or shards) in evaluation mode, without gradients.
 
@@ -37,16 +41,23 @@ def load_transformer(
         device: where the weights go, tensor by tensor.
         dtype: what they are cast to; "auto" is float32 on the CPU and bfloat16 elsewhere. Weights
             that are stored in it already stay memory-mapped on a CPU, read as they are used.
+        quantize: none, int8 or int4, see `load.quantize`; matrix by matrix as they are read, so
+            that the device never holds more than a piece of one in floating point.
 
     Raises:
-        ModelError: every missing, unexpected or misshapen tensor, or a damaged file, by name.
-        DeviceError: the device has no room, or is not there.
+        ModelError: every missing, unexpected or misshapen tensor, or a damaged file, by name; a
+            matrix that the format does not fit.
+        DeviceError: the device has no room, or is not there; torchao is missing or does not fit.
     """
+    if quantize != "none":
+        check_torchao()
     layout = check_layout(Path(folder))
     device = torch.device(device)
     wanted = resolve_dtype(dtype, device) if isinstance(dtype, str) else dtype
     with torch.device("meta"), _NoInit():
         net = Transformer(layout.config)
+        if quantize != "none":
+            empty_layers(net, quantize, str(layout.folder))
     try:
         _fill(net, layout, device, wanted)
         net.refresh_rope(device, _rope_dtype(layout, wanted))
@@ -54,7 +65,10 @@ def load_transformer(
         raise DeviceError(
             f"{layout.folder}: cannot be loaded on {device} ({one_line(error)[:200]})"
         ) from error
-    return net.eval().requires_grad_(False)
+    net.eval().requires_grad_(False)
+    if quantize != "none":
+        pack(net)  # engines and batches take the packed form as they find it
+    return net
 
 
 class _NoInit(TorchFunctionMode):
@@ -99,19 +113,25 @@ def _fill(net: Transformer, layout: Layout, device: torch.device, dtype: torch.d
             if mapped:
                 with safe_open(str(file), framework="pt") as opened:
                     for core, name in names.items():
-                        _assign(net, core, opened.get_tensor(name))
+                        _place(net, core, opened.get_tensor(name), device, dtype)
                 continue
             for core, name in names.items():
                 # Opened anew for each tensor: closing unmaps the pages that were read.
                 with safe_open(str(file), framework="pt") as opened:
-                    _assign(net, core, opened.get_tensor(name).to(device, dtype))
+                    _place(net, core, opened.get_tensor(name), device, dtype)
         except SafetensorError as error:
             raise damaged(file, error) from error
         except OSError as error:
             raise ModelError(f"{file}: cannot be read ({one_line(error)})") from error
 
 
-def _assign(net: nn.Module, name: str, value: Tensor) -> None:
+def _place(
+    net: nn.Module, name: str, value: Tensor, device: torch.device, dtype: torch.dtype
+) -> None:
     path, _, leaf = name.rpartition(".")
     owner = net.get_submodule(path)
-    owner.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+    if isinstance(owner, QuantizedLinear) and leaf == "weight":
+        fill(owner, value, device, dtype)
+    else:
+        value = value.to(device, dtype)
+        owner.register_parameter(leaf, nn.Parameter(value, requires_grad=False))

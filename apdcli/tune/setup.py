@@ -23,7 +23,7 @@ from apdcli.tune.space import Knob, knobs, known_good
 from apdcli.tune.study import Setup
 
 _ONE_A_STEP = "left_to_right"
-_PLACES = ("system", "stop", "device", "dtype", "engine")
+_PLACES = ("system", "stop", "device", "dtype", "quantize", "engine")
 
 
 @dataclass(frozen=True)
