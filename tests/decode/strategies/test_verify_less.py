@@ -36,20 +36,24 @@ def row(*key: int) -> Tensor:
 
 @dataclass(frozen=True)
 class World:
-    """What a pair of toys thinks: at `agreement` of 10 positions they are of one mind."""
+    """What a pair of toys thinks: at `agreement` of 10 positions they are of one mind.
+
+    How sure they are of it, beside logits of spread 1, is `boost`.
+    """
 
     seed: int
     agreement: int
+    boost: float = 30.0
 
     def denoised(self, position: int, seen: Sequence[int]) -> Tensor:
         made = row(self.seed, 0, position, len(seen))
-        made[self._plain(position)] += 9.0
+        made[self._plain(position)] += 0.3 * self.boost
         return made
 
     def verified(self, position: int, before: Sequence[int]) -> Tensor:
         made = row(self.seed, 1, position, *before)
         agrees = hash((self.seed, 2, *before)) % 10 < self.agreement
-        made[(self._plain(position) + (not agrees)) % MASK] += 30.0
+        made[(self._plain(position) + (not agrees)) % MASK] += self.boost
         return made
 
     def _plain(self, position: int) -> int:
@@ -130,7 +134,9 @@ def choices(steps: list[StepEvent]) -> list[StepEvent]:
 
 @settings(max_examples=120, deadline=None)
 @given(
-    world=st.builds(World, st.integers(0, 2**40), st.integers(0, 10)),
+    world=st.builds(
+        World, st.integers(0, 2**40), st.integers(0, 10), st.sampled_from([3.0, 8.0, 30.0])
+    ),
     mixture_weight=st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]),
     recompute_window=st.sampled_from([1, 5, "all"]),
     max_lookahead=st.sampled_from([1, 2, 9, 16, 40, 100, "all", "auto"]),
@@ -151,15 +157,14 @@ def test_the_same_choices_and_the_same_cache(world: World, **values: Any) -> Non
         assert less.asked == []
 
 
-def saved(agreement: int, **values: Any) -> tuple[Run, Run]:
+def both(world: World, **values: Any) -> tuple[Run, Run]:
     settings = {"max_tokens": 200, "max_lookahead": 64, "mixture_weight": 0.5, **values}
-    world = World(5, agreement)
     return run(world, False, **settings), run(world, True, **settings)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_hard_text_costs_a_part_of_the_draft(temperature: float) -> None:
-    whole, less = saved(2, temperature=temperature)
+    whole, less = both(World(5, 2), temperature=temperature)
     assert choices(less.steps) == choices(whole.steps)
     assert len(whole.steps) > 20
 
@@ -171,13 +176,24 @@ def test_hard_text_costs_a_part_of_the_draft(temperature: float) -> None:
 
 
 def test_easy_text_is_verified_in_one_go() -> None:
-    whole, less = saved(10)
+    whole, less = both(World(5, 10))
     assert less.asked == whole.asked
     assert less.last.verifier_forwards == less.last.steps
 
 
-def test_parts_follow_each_other_and_stop_at_the_first_disagreement() -> None:
-    _, less = saved(7)
+@pytest.mark.parametrize(
+    ("world", "values"),
+    [
+        (World(5, 7), {}),
+        # Nothing but the shared noise makes these two agree.
+        (World(5, 7, boost=1.0), {"mixture_weight": 0.95, "temperature": 3.0}),
+    ],
+)
+def test_parts_follow_each_other_and_stop_at_the_first_disagreement(
+    world: World, values: dict[str, Any]
+) -> None:
+    whole, less = both(world, **values)
+    assert choices(less.steps) == choices(whole.steps)
     by_step: list[list[tuple[int, int]]] = [[] for _ in less.steps]
     begins = [step.committed[0][0] for step in less.steps]
     for first, last in less.asked:
