@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from apdcli.render.live import REDRAW_S
 from apdcli.render.picture import picture
 from apdcli.render.state import ViewState
-from apdcli.render.terminal import Terminal
+from apdcli.render.terminal import Suspension, Terminal
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -25,7 +25,6 @@ class DraftView:
 
     def __init__(self, state: ViewState, terminal: Terminal) -> None:
         from rich.console import Console
-        from rich.live import Live
 
         from apdcli.render.palette import depth_of
 
@@ -44,16 +43,11 @@ class DraftView:
             legacy_windows=False,
         )
         self._drawn_at: float | None = None
-        self._live: Live = Live(
-            console=self._console,
-            auto_refresh=False,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            get_renderable=self._content,
-        )
+        self._suspension = Suspension()
+        self._live = self._begun()
 
     def __enter__(self) -> DraftView:
+        self._suspension.__enter__()
         self._fit()
         self._live.start(refresh=True)
         return self
@@ -64,8 +58,9 @@ class DraftView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.state.close()
-        self._live.stop()
+        with self._suspension:
+            self.state.close()
+            self._live.stop()
 
     def __call__(self, event: Event) -> None:
         """Take one event; redraws at most every 50 ms."""
@@ -75,6 +70,25 @@ class DraftView:
             self._drawn_at = now
             self._fit()
             self._live.refresh()
+        if self._suspension.asked:  # Ctrl-Z: take the draft away, stop, and begin below the shell's
+            self._live.stop()
+            self._suspension.stop()
+            self._fit()
+            self._live = self._begun()
+            self._live.start(refresh=True)
+
+    def _begun(self) -> Live:
+        """A drawing that starts where the cursor is."""
+        from rich.live import Live
+
+        return Live(
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            get_renderable=self._content,
+        )
 
     def _fit(self) -> None:
         from rich.console import ConsoleDimensions

@@ -72,6 +72,8 @@ def stream_foreground(stream: TextIO) -> Callable[[], bool]:
 class Suspension:
     """Ctrl-Z, noted and then obeyed when the caller is ready; a context manager.
 
+    It may be entered once more within itself; what was there before comes back all the same.
+
     Attributes:
         asked: it was pressed.
     """
@@ -83,7 +85,7 @@ class Suspension:
     def __enter__(self) -> Suspension:
         main = threading.current_thread() is threading.main_thread()
         # Whoever started us may have it ignored: leave that alone. Windows has no SIGTSTP.
-        if main and hasattr(signal, "SIGTSTP"):
+        if main and hasattr(signal, "SIGTSTP") and not self._installed:
             self._installed = signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL
         if self._installed:
             signal.signal(signal.SIGTSTP, self._note)

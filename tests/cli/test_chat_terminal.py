@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -267,3 +268,43 @@ def test_ctrl_c_and_readers_that_leave(environ: dict[str, str], data: Path, prof
     done = subprocess.run(["bash", "-c", code], env=environ, capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == "141"
+
+
+@pytest.mark.parametrize("more", [(), ("--markdown",)], ids=["live", "markdown"])
+def test_ctrl_z_stops_it_wherever_it_is(
+    environ: dict[str, str], data: Path, profile: Path, more: tuple[str, ...]
+) -> None:
+    command = shlex.join([*APD, "chat", "-p", str(profile), *LONG, *more])
+    child = pexpect.spawn(
+        "bash",
+        ["--norc", "--noprofile", "-i"],
+        env={**environ, "PS1": "shell> "},
+        dimensions=(24, 80),
+        encoding="utf-8",
+        timeout=90,
+    )
+    child.delaybeforesend = None
+    child.expect("shell> ")
+    child.sendline(command)
+    for _ in range(2):  # in the second answer, too
+        child.expect(">>> ")
+        child.send("tell me a story\r")
+        child.expect("step ")
+        child.send("\x1a")
+        child.expect("Stopped")
+        assert child.before.rfind("\x1b[?25h") > child.before.rfind("\x1b[?25l")  # the cursor
+        child.expect("shell> ")
+        child.sendline("fg")
+        child.expect("step ")
+        child.sendintr()
+        child.expect("interrupted")
+    child.expect(">>> ")
+    child.send("half a mess\x1a")  # at the prompt
+    child.expect("Stopped")
+    child.expect("shell> ")
+    child.sendline("fg")
+    child.expect("half a mess")
+    child.send("\x15/bye\r")
+    child.expect("shell> ")
+    child.sendline("exit")
+    finish(child)
