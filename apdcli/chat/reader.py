@@ -16,6 +16,7 @@ from apdcli.chat.screen import PROMPT
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.buffer import Buffer
     from prompt_toolkit.formatted_text import FormattedText
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -104,6 +105,7 @@ class PromptReader:
         from prompt_toolkit.styles import Style
 
         from apdcli.chat.completion import ChatCompleter
+        from apdcli.chat.shown import ControlsShown
 
         self._session: PromptSession[str] = PromptSession(
             FormattedText([("class:prompt", PROMPT)]),
@@ -112,6 +114,7 @@ class PromptReader:
             placeholder=self._placeholder,
             history=_history(history),
             completer=ChatCompleter(sources),
+            input_processors=[ControlsShown()],
             complete_while_typing=Condition(self._completes),
             reserve_space_for_menu=_MENU_ROWS,
             key_bindings=_keys(),
@@ -137,7 +140,8 @@ class PromptReader:
         """A hint on the empty line, which does not stay when the line is left."""
         from prompt_toolkit.formatted_text import FormattedText
 
-        gone = self._session.app.is_done
+        app = self._session.app
+        gone = app.is_done or app.layout.is_searching  # a match that was found stands there
         return FormattedText([] if gone else [("class:placeholder", _PLACEHOLDER)])
 
     def _completes(self) -> bool:
@@ -164,11 +168,35 @@ def _keys() -> KeyBindings:
         else:
             buffer.validate_and_handle()
 
+    @keys.add("tab", filter=writing)
+    def _(event: KeyPressEvent) -> None:
+        _complete(event.current_buffer)
+
     @keys.add("escape", "enter", filter=writing)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
     return keys
+
+
+def _complete(buffer: Buffer) -> None:
+    """As a shell does: what all candidates have in common is inserted, then they are gone through.
+
+    A single one is taken, and the next Tab asks what may follow it.
+    """
+    from prompt_toolkit.completion import get_common_complete_suffix
+
+    state = buffer.complete_state
+    if state is None:
+        buffer.start_completion(insert_common_part=True)
+    elif state.current_completion is not None:
+        buffer.complete_next()
+    elif len(state.completions) == 1:
+        buffer.apply_completion(state.completions[0])
+    elif common := get_common_complete_suffix(buffer.document, state.completions):
+        buffer.insert_text(common)
+    else:
+        buffer.complete_next()
 
 
 def _output(stdout: TextIO, environ: Mapping[str, str]) -> Output:

@@ -25,7 +25,7 @@ from pathlib import Path
 from apdcli.chat.completion import Sources
 from apdcli.chat.reader import PromptReader
 assert "torch" not in sys.modules
-sources = Sources(lambda: ["R", "temperature"], {"strategy": lambda: ["apd", "dico"]},
+sources = Sources(lambda: ["R", "strategy", "temperature"], {"strategy": lambda: ["apd", "dico"]},
                   lambda: ["demo", "dream"], lambda: ["fox-talk"])
 reader = PromptReader(sys.stdin, sys.stdout, os.environ, history=Path(sys.argv[1]), sources=sources)
 default = ""
@@ -116,16 +116,43 @@ def test_completion(start: Start, tmp_path: Path) -> None:
     (tmp_path / "folder" / "deep.txt").write_text("")
     (tmp_path / "bad\x1bname").write_text("")
     child = start()
-    assert typed(child, "/sess", TAB, ENTER, ENTER) == "'/sessions'"
-    assert typed(child, "/set t", TAB, ENTER, "0.5", ENTER) == "'/set temperature 0.5'"
-    assert typed(child, "/set strategy d", TAB, ENTER, ENTER) == "'/set strategy dico'"
-    assert typed(child, "/profile dr", TAB, ENTER, ENTER) == "'/profile dream'"
-    assert typed(child, "/load f", TAB, ENTER, ENTER) == "'/load fox-talk'"
-    assert typed(child, "sum up @no", TAB, ENTER, ENTER) == "'sum up @notes.txt'"
-    assert typed(child, "@my", TAB, ENTER, ENTER) == "'@\"my notes.md\"'"
-    assert typed(child, "/file folder/d", TAB, ENTER, ENTER) == "'/file folder/deep.txt'"
+    assert typed(child, "/sess", TAB, ENTER) == "'/sessions'"
+    assert typed(child, "/set te", TAB, "0.5", ENTER) == "'/set temperature 0.5'"
+    # the space is there, so that the next Tab asks for the values
+    assert typed(child, "/set str", TAB, "d", TAB, ENTER) == "'/set strategy dico'"
+    assert typed(child, "/profile de", TAB, ENTER) == "'/profile demo'"
+    # two of them: what they share, then each in turn; Enter takes one and another sends it
+    assert typed(child, "/profile ", TAB, TAB, ENTER, ENTER) == "'/profile demo'"
+    assert typed(child, "/profile ", TAB, TAB, TAB, ENTER, ENTER) == "'/profile dream'"
+    assert typed(child, "/load f", TAB, ENTER) == "'/load fox-talk'"
+    assert typed(child, "sum up @no", TAB, ENTER) == "'sum up @notes.txt'"
+    assert typed(child, "@my", TAB, ENTER) == "'@\"my notes.md\"'"
+    assert typed(child, "/file folder/d", TAB, ENTER) == "'/file folder/deep.txt'"
     assert typed(child, "@bad", TAB, ENTER) == "'@bad'"
-    assert typed(child, "/tr", TAB, ENTER, "on n", TAB, ENTER, ENTER) == "'/trace on notes.txt'"
+    assert typed(child, "/tr", TAB, "on n", TAB, ENTER) == "'/trace on notes.txt'"
+    typed(child, "\x04")
+
+
+def test_what_a_paste_hides_is_seen(start: Start) -> None:
+    child = start()
+    child.send("\x1b[200~a\u202ecod\u2066.exe\x1b[201~")
+    child.expect("exe")
+    assert "\u202e" not in child.before
+    assert "\u2066" not in child.before
+    assert "\u27e6U+202E\u27e7" in child.before
+    # the cursor goes over a picture in one step, and what is sent is what was pasted
+    assert typed(child, "\x1b[D" * 4 + "\x7f" + "-" + ENTER) == "'a\\u202ecod-.exe'"
+    typed(child, "\x04")
+
+
+def test_a_search_is_not_written_over(start: Start) -> None:
+    child = start()
+    typed(child, "a story" + ENTER)
+    child.send("\x12stor")
+    child.expect("a.*stor.*y")
+    child.send("\x07")
+    child.expect("a message, or /help")
+    assert "or /help" not in child.before
     typed(child, "\x04")
 
 
