@@ -49,10 +49,15 @@ class Batch:
 
 
 def encode_pool(
-    tokenizer: Tokenizer, seed: int, split: str, weights: Mapping[str, float], count: int
+    tokenizer: Tokenizer,
+    seed: int,
+    split: str,
+    weights: Mapping[str, float],
+    count: int,
+    history: float = 0.0,
 ) -> list[Row]:
     """`count` encoded examples of the stream that `seed` fixes."""
-    examples = list(islice(generate(seed, split, weights), count))
+    examples = list(islice(generate(seed, split, weights, history), count))
     prompts = tokenizer.encode_batch_fast([chat_text(e.messages) for e in examples])
     answers = tokenizer.encode_batch_fast([e.answer for e in examples])
     return [Row(p.ids, [*a.ids, END_ID]) for p, a in zip(prompts, answers, strict=True)]
@@ -63,7 +68,7 @@ def pool_batches(
 ) -> list[Batch]:
     """All batches of one pool, in random order."""
     key = seed * 1_000_003 + stage_index * 100_003 + pool
-    rows = encode_pool(tokenizer, key, "train", stage.weights, POOL_EXAMPLES)
+    rows = encode_pool(tokenizer, key, "train", stage.weights, POOL_EXAMPLES, stage.history)
     rng = Random(key)
     if stage.objective == "causal":
         batches = list(causal_batches(rows, batch_tokens, rng))

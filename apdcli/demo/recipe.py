@@ -25,7 +25,8 @@ class Stage:
     The learning rate runs linearly from `lr_start` to `lr_end` (factors of the peak) after
     `warmup_pools`.  `weights` replaces the corpus' own family weights by name.  With `near`, the
     masked position d after the cursor of a masked suffix weighs 1 + near * NEAR_DECAY^d: what is
-    decoded next matters most.
+    decoded next matters most.  `history` is the share of examples that stand in a longer
+    conversation.
     """
 
     objective: str
@@ -35,6 +36,7 @@ class Stage:
     warmup_pools: float = 0.0
     weights: Mapping[str, float] = field(default_factory=dict)
     near: float = 0.0
+    history: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,9 @@ STUDY = {
     "help": 2.6,
 }
 
+# Conversations of up to some sixteen exchanges: without them the pair loses its way after three.
+TALK = {**STUDY, "chat": 2.2}
+
 PRESETS: dict[str, dict[str, Plan]] = {
     # Two CPU cores.
     "cpu": {
@@ -162,6 +167,7 @@ PRESETS: dict[str, dict[str, Plan]] = {
             (
                 Stage("causal", 60, 1.0, 0.02, 1.0),
                 Stage("causal", 25, 0.3, 0.01, 1.0, weights=FINISH),
+                Stage("causal", 14, 0.3, 0.01, 1.0, weights=TALK, history=0.6),
             ),
             batch_tokens=6144,
         ),
@@ -176,6 +182,7 @@ PRESETS: dict[str, dict[str, Plan]] = {
                 Stage("masks", 23, 0.12, 0.005, weights=FINISH, near=4.0),
                 Stage("masks", 110, 0.2, 0.12, 1.0, weights=STUDY, near=6.0),
                 Stage("masks", 90, 0.12, 0.005, weights=STUDY, near=6.0),
+                Stage("masks", 20, 0.2, 0.005, 1.0, weights=TALK, near=6.0, history=0.6),
             ),
             batch_tokens=6144,
         ),

@@ -11,12 +11,14 @@ from apdcli.demo.metrics import paired_difference, wilson
 ONE_A_STEP = "one token a step"
 
 
-def _percent(right: int, total: int) -> str:
+def percent(right: int, total: int) -> str:
+    """A share in %, with its 95 % interval."""
     low, high = wilson(right, total)
     return f"{100 * right / total:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines) + "\n"
 
@@ -34,7 +36,7 @@ def overall(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             difference = f"{change:+.1f} ({low:+.1f} to {high:+.1f})"
         rows.append(
             [
-                name, _percent(sum(right), len(right)), difference, f"{tokens / steps:.2f}",
+                name, percent(sum(right), len(right)), difference, f"{tokens / steps:.2f}",
                 f"{tokens / len(given):.1f}", f"{tokens / sum(a['seconds'] for a in given):.0f}",
             ]
         )  # fmt: skip
@@ -42,7 +44,7 @@ def overall(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         "setting", "accuracy, % (95 %)", "against one a step, points (95 %)", "tokens a step",
         "mean answer, tokens", "tokens/s",
     )  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def by_family(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -65,7 +67,7 @@ def by_family(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     heads = ["family"]
     for name in answers:
         heads += ["prompts", name] if name == ONE_A_STEP else [name]
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def calibration(measured: Mapping[str, Mapping[str, Any]]) -> str:
@@ -80,7 +82,7 @@ def calibration(measured: Mapping[str, Mapping[str, Any]]) -> str:
         for key, title in names.items()
         if (m := measured.get(key))
     ]
-    text = _table(("model", "positions", "accuracy, %", "calibration error, points"), rows) + "\n"
+    text = table(("model", "positions", "accuracy, %", "calibration error, points"), rows) + "\n"
     curve_rows = []
     for key, title in names.items():
         for b in measured.get(key, {}).get("curve", ()):
@@ -91,7 +93,7 @@ def calibration(measured: Mapping[str, Mapping[str, Any]]) -> str:
                 ]
             )  # fmt: skip
     head = ("model", "confidence", "positions", "mean confidence, %", "accuracy, %")
-    return text + _table(head, curve_rows)
+    return text + table(head, curve_rows)
 
 
 def markdown(measured: Mapping[str, Any]) -> str:

@@ -7,7 +7,15 @@ from random import Random
 
 import pytest
 
-from apdcli.demo.corpus import FAMILIES, Example, check, generate, probes, split_of
+from apdcli.demo.corpus import (
+    FAMILIES,
+    Example,
+    check,
+    conversations,
+    generate,
+    probes,
+    split_of,
+)
 from apdcli.demo.corpus.base import final_number, prompt_key
 from apdcli.demo.corpus.functions import KINDS
 from apdcli.demo.corpus.numbers import equations_hold
@@ -141,3 +149,41 @@ def test_final_number(text: str, number: int | None) -> None:
 def test_equations() -> None:
     assert equations_hold("2 x 3 = 6, 6 - 1 = 5")
     assert not equations_hold("2 x 3 = 6, 6 - 1 = 4")
+
+
+def questions(example: Example) -> list[str]:
+    return [m["content"] for m in example.messages if m["role"] == "user"]
+
+
+@pytest.mark.parametrize("earlier", [0, 1, 5])
+def test_a_conversation_keeps_its_last_question_and_alternates(earlier: int) -> None:
+    names = ["sums", "sort", "chat", "help"]
+    for example in conversations(3, "test", 24, earlier, names):
+        assert check(example, example.answer)
+        roles = [m["role"] for m in example.messages]
+        assert roles == [("user", "assistant")[at % 2] for at in range(len(roles))]
+        own = 1 + (example.family == "chat") * 2
+        assert earlier < len(questions(example)) <= 3 * earlier + own
+    assert conversations(3, "test", 24, 5, names) == conversations(3, "test", 24, 5, names)
+
+
+def test_all_questions_of_a_conversation_are_of_its_split() -> None:
+    alone = {e.messages[0]["content"] for e in islice(generate(0, "train", {"sums": 1}), 3000)}
+    for example in conversations(0, "test", 20, 3, ["sums"]):
+        assert not alone & set(questions(example))
+
+
+def test_nothing_told_before_changes_what_a_question_about_the_talk_refers_to() -> None:
+    for example in conversations(0, "train", 60, 6, ["chat", "sums"]):
+        told = [q for q in questions(example) if q.startswith("My favourite colour is")]
+        if example.answer.startswith("Your favourite colour is"):
+            assert len(told) <= 1
+            assert any(example.answer.split()[-1] in q for q in questions(example))
+
+
+def test_a_stream_with_history_holds_the_same_families_in_longer_talks() -> None:
+    plain = list(islice(generate(4, "train", {"sums": 1.0}), 200))
+    longer = list(islice(generate(4, "train", {"sums": 1.0}, history=0.5), 200))
+    assert sum(len(questions(e)) > 3 for e in plain) == 0
+    assert 20 < sum(len(questions(e)) > 3 for e in longer) < 100
+    assert all(check(e, e.answer) for e in longer if e.family != "functions")

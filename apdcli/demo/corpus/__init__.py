@@ -4,6 +4,23 @@ No text comes from elsewhere.  Knows nothing of tokenizers, tensors or models.
 """
 
 from apdcli.demo.corpus.base import Example, Family, split_of
-from apdcli.demo.corpus.registry import FAMILIES, check, family, generate, probes
+from apdcli.demo.corpus.registry import (
+    FAMILIES,
+    check,
+    conversations,
+    family,
+    generate,
+    probes,
+)
 
-__all__ = ["FAMILIES", "Example", "Family", "check", "family", "generate", "probes", "split_of"]
+__all__ = [
+    "FAMILIES",
+    "Example",
+    "Family",
+    "check",
+    "conversations",
+    "family",
+    "generate",
+    "probes",
+    "split_of",
+]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 from apdcli.demo.corpus import calendar, chat, functions, help, lists, numbers, stories
 from apdcli.demo.corpus.base import Example, Family, split_of
+from apdcli.demo.corpus.conversation import continue_conversation
 from apdcli.demo.corpus.words import phrases
 
 FAMILIES: dict[str, Family] = {
@@ -61,22 +63,56 @@ def _typed_fast(rng: Random, example: Example) -> Example:
 
 
 def generate(
-    seed: int, split: str, weights: Mapping[str, float] | None = None
+    seed: int,
+    split: str,
+    weights: Mapping[str, float] | None = None,
+    history: float = 0.0,
 ) -> Iterator[Example]:
     """An endless stream of examples of one split ("train", "tune", "test"), fixed by the seed.
 
-    `weights` replaces families' own weights by name; training prompts may repeat.
+    `weights` replaces families' own weights by name; training prompts may repeat. `history` is
+    the share that stands in a longer conversation, of the same split and weights.
     """
     rng = Random(f"{seed}-{split}")
-    names = list(FAMILIES)
-    shares = [(weights or {}).get(n, FAMILIES[n].weight) for n in names]
+    shares = {name: (weights or {}).get(name, kind.weight) for name, kind in FAMILIES.items()}
+
+    def draw(without: str = "") -> Example:
+        names = [name for name in shares if name != without]
+        while True:
+            made = FAMILIES[rng.choices(names, [shares[n] for n in names])[0]].make(rng)
+            if split_of(made.messages) == split:
+                return _typed_fast(rng, made) if rng.random() < LOOSE_SHARE else made
+
     while True:
-        made = FAMILIES[rng.choices(names, shares)[0]].make(rng)
-        if split_of(made.messages) != split:
-            continue
-        if rng.random() < LOOSE_SHARE:
-            made = _typed_fast(rng, made)
+        made = draw()
+        if history and rng.random() < history:
+            made = continue_conversation(rng, made, partial(draw, _contradicting(made)))
         yield _with_system(rng, made) if rng.random() < SYSTEM_SHARE else made
+
+
+def _contradicting(example: Example) -> str:
+    """The family whose examples could change the right answer if they came before this one."""
+    return "chat" if example.family == "chat" else ""
+
+
+def conversations(
+    seed: int, split: str, count: int, earlier: int, names: list[str]
+) -> list[Example]:
+    """`count` examples of the named families in turn, each after `earlier` others of these."""
+    rng = Random(f"{seed}-{split}-{earlier}-conversations")
+
+    def draw(pool: list[str]) -> Example:
+        while True:
+            made = FAMILIES[rng.choice(pool)].make(rng)
+            if split_of(made.messages) == split:
+                return made
+
+    made = []
+    for index in range(count):
+        asked = draw([names[index % len(names)]])
+        others = [name for name in names if name != _contradicting(asked)]
+        made.append(continue_conversation(rng, asked, partial(draw, others), earlier))
+    return made
 
 
 def probes(seed: int, split: str, per_family: int) -> list[Example]:
