@@ -36,7 +36,11 @@ class Command:
 
 COMMANDS = (
     Command("help", "", "this list", ("?", "h")),
-    Command("set", "NAME VALUE", "a setting: R, W, M, temperature, strategy, seed, max-tokens ..."),
+    Command(
+        "set",
+        "NAME [VALUE]",
+        "a setting: R, W, M, temperature, strategy, seed, max-tokens, markdown ...; or what it is",
+    ),
     Command("show", "", "settings and where they come from, session, context"),
     Command("system", "[TEXT|off]", "set the system message, or show it"),
     Command("retry", "", "the last message again, with a new seed", ("regenerate",)),

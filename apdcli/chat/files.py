@@ -29,6 +29,11 @@ class TextFile:
     name: str
     text: str
 
+    @property
+    def described(self) -> str:
+        """Its name and size: notes.txt (74 bytes)."""
+        return f"{self.name} ({len(self.text.encode('utf-8', 'replace')):,} bytes)"
+
 
 def read_text_file(name: str) -> TextFile:
     """Read a file that goes into a message.
@@ -86,6 +91,12 @@ def files_in(text: str) -> list[TextFile]:
         if name is not None and name not in found:
             found[name] = read_text_file(name)
     return list(found.values())
+
+
+def no_files_in(text: str) -> list[str]:
+    """The words after an @ that are no files, each once: they stay words."""
+    words = [word for _, word in _AT.findall(text) if word and _file_name(word) is None]
+    return list(dict.fromkeys(word.rstrip(_TRAILING) for word in words))
 
 
 def with_files(text: str, files: list[TextFile]) -> str:

@@ -138,11 +138,9 @@ def stats_lines(turns: Sequence[Turn], columns: int) -> list[str]:
     steps = sum(len(turn.accepted) for _, turn in counted)
     seconds = sum(turn.seconds for _, turn in counted)
     speed = f", {tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
-    return [
-        *lines,
-        f"{tokens} tokens in {steps} steps: {tokens / steps:.2f} a step{speed}",
-        "each bar is a step, its height the tokens taken at once (full: 8 or the most)",
-    ]
+    whole = f"{tokens} tokens in {steps} steps: {tokens / steps:.2f} a step{speed}"
+    legend = "each bar is a step, its height the tokens taken at once (full: 8 or the most)"
+    return [*lines, *wrapped(whole, columns - 1), *wrapped(legend, columns - 1)]
 
 
 def _squeezed(counts: Sequence[int], columns: int) -> list[int]:

@@ -38,9 +38,10 @@ def _help(loop: Loop, _: str) -> None:
 def _set(loop: Loop, argument: str) -> None:
     name, _, value = argument.partition(" ")
     value = value.strip()
-    if not value:
-        raise UsageError("write it as /set NAME VALUE, as in /set R 0.6; /show lists them")
     if name.lower() == "markdown":
+        if not value:
+            loop.screen.note(f"markdown is {'on' if loop.markdown else 'off'}")
+            return
         if value.lower() not in _ON_OFF:
             raise UsageError(f"markdown {value}: it must be on or off")
         loop.markdown = _ON_OFF[value.lower()]
@@ -48,8 +49,9 @@ def _set(loop: Loop, argument: str) -> None:
     elif name.lower() in ("system", "profile"):
         DO[name.lower()](loop, value)
     else:
-        setting = loop.knobs.set(name, value)
-        _remember(loop)
+        setting = loop.knobs.set(name, value) if value else loop.knobs.get(name)
+        if value:
+            _remember(loop)
         field = loop.knobs.field(name)
         now = "new for each answer" if _unseeded(loop, field) else _written(setting.value)
         origin = "" if setting.origin == "flag" else f" (from the {setting.origin})"
@@ -220,8 +222,7 @@ def _sessions(loop: Loop, _: str) -> None:
 def _file(loop: Loop, name: str) -> None:
     file = read_text_file(name.strip("\"'") if len(name) > 1 else name)
     loop.pending.append(file)
-    size = f"{len(file.text.encode('utf-8', 'replace')):,} bytes"
-    loop.screen.note(f"{file.name} ({size}) goes with your next message")
+    loop.screen.note(f"{file.described} goes with your next message")
 
 
 def _profile(loop: Loop, name: str) -> None:
@@ -285,7 +286,7 @@ def _copy(loop: Loop, _: str) -> None:
 def _export(loop: Loop, path: str) -> None:
     from apdcli.chat.picture import export_chat
 
-    check_picture_name(path, "as in /export chat.svg")
+    check_picture_name(path, "as in /export chat.svg", "/export")
     export_chat(path, loop.talk.turns, loop.talk.states)
     loop.screen.note(f"drawn to {path}")
 
@@ -320,10 +321,14 @@ def _unseeded(loop: Loop, field: str) -> bool:
 
 
 def _written(value: object) -> str:
-    if isinstance(value, (list, tuple)):
+    if value and isinstance(value, (list, tuple)):
         return ", ".join(repr(item) for item in value)
     return (
-        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        "none"
+        if value in (None, [], ())
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
     )
 
 

@@ -68,6 +68,16 @@ class Knobs:
             _check_known(name, settings)
         return settings
 
+    def get(self, name: str) -> Setting:
+        """What one setting is.
+
+        Raises:
+            UsageError: unknown name, or a parameter of another strategy.
+        """
+        field, settings = self.field(name), self.settings()
+        _check_known(field, settings)
+        return settings[field]
+
     def set(self, name: str, text: str) -> Setting:
         """Change one setting; what it is now.
 

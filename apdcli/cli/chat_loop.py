@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from apdcli.chat.commands import is_command, parse_command
-from apdcli.chat.files import TextFile, files_in, with_files
+from apdcli.chat.files import TextFile, files_in, no_files_in, with_files
 from apdcli.chat.screen import answer_line
 from apdcli.cli.chat_answer import Answered, Tracing, View, answer
 from apdcli.cli.main import outcome
@@ -97,7 +97,8 @@ class Loop:
             PromptError: too long; so does it.
         """
         try:
-            files = [*self.pending, *files_in(text)]
+            named = files_in(text)
+            files = [*self.pending, *named]
             settings = self.settings()
             request = self.talk.prepare(with_files(text, files), settings)
         except ApdError:
@@ -108,10 +109,18 @@ class Loop:
                 self.pending = []
             raise
         self.pending = []
+        if not self.quiet:
+            self._note_files(text, named)
         typed = " ".join([text, *(f"[{file.name}]" for file in files)]) if files else None
         done = self._answer(request, settings, typed)
         if not done.kept:
             self.draft = text
+
+    def _note_files(self, text: str, named: list[TextFile]) -> None:
+        if named:
+            self.screen.note("with " + ", ".join(file.described for file in named))
+        for word in no_files_in(text):
+            self.screen.note(f"@{word} is no file here: sent as it stands")
 
     def say_again(self, message: str, typed: str | None, settings: Settings) -> None:
         """Another message, or the same, in place of the last one.

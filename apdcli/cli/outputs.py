@@ -92,10 +92,10 @@ class OutputFile:
         self._temporary.chmod(self._target.stat().st_mode & 0o7777 if exists else _usual_mode())
 
 
-def check_picture_name(path: str, help_hint: str) -> None:
+def check_picture_name(path: str, help_hint: str, asked_by: str = "--export") -> None:
     """Raise UsageError unless `--export path` names a picture of a known format."""
     if not path.lower().endswith(_PICTURES):
-        raise UsageError(f"--export {path}: it must end in {' or '.join(_PICTURES)}; {help_hint}")
+        raise UsageError(f"{asked_by} {path}: it must end in {' or '.join(_PICTURES)}; {help_hint}")
 
 
 def check_writable(path: str | Path) -> None:

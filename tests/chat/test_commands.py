@@ -44,7 +44,7 @@ def test_parts(text: str, name: str, rest: str) -> None:
         ("/sess", "did you mean /sessions"),
         ("/quti", "did you mean /bye"),
         ("/xyzzy", "/help lists them"),
-        ("/set", "write it as /set NAME VALUE"),
+        ("/set", r"write it as /set NAME \[VALUE\]"),
         ("/undo it", "takes nothing after it"),
     ],
 )

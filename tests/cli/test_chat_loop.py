@@ -29,11 +29,23 @@ def test_a_message_is_answered_counted_and_saved(seat: Seat) -> None:
 
 
 def test_ctrl_c_hints_and_an_unknown_command_names_the_nearest(seat: Seat) -> None:
-    shown = seat(KeyboardInterrupt, "/stast", "/set R")
+    shown = seat(KeyboardInterrupt, "/stast", "/set")
     assert "Ctrl-D or /bye leaves" in shown
     assert "did you mean /stats" in shown
-    assert "write it as /set NAME VALUE" in shown
+    assert "write it as /set NAME [VALUE]" in shown
     assert "/undo" in seat("/help")
+
+
+def test_a_setting_alone_says_what_it_is(seat: Seat) -> None:
+    seat("/set R 0.25", "/set top-p 0.5")
+    shown = seat("/set R", "/set top-p", "/set stop", "/set markdown", "/set seed", "/set K")
+    assert "R is 0.25\n" in shown
+    assert "top-p is 0.5\n" in shown
+    assert "stop is none" in shown
+    assert "markdown is off\n" in shown
+    assert "seed is new for each answer" in shown
+    assert "K does not go with apd" in shown
+    assert not seat.said
 
 
 @pytest.mark.parametrize(
@@ -177,6 +189,10 @@ def test_files(seat: Seat, tmp_path: Path) -> None:
     assert "cannot read no.txt" in shown
     assert len(seat.said) == 3
     assert seat.reader.defaults[-1] == "look at @no.txt"  # nothing typed is lost
+    shown = seat("@n.txt is for @mia, not @ada")
+    assert "with n.txt (10 bytes)\n" in shown
+    assert "@mia is no file here: sent as it stands\n" in shown
+    assert "@ada is no file here" in shown
 
 
 def test_a_message_that_is_too_long_comes_back(seat: Seat, tmp_path: Path) -> None:
@@ -236,8 +252,12 @@ def test_trace_stats_copy_export_show(seat: Seat, tmp_path: Path) -> None:
     stats = seat("/stats")
     assert f"{sum(t.tokens for t in turns)} tokens in" in stats
     assert stats.count(" a step, ") >= 3
+    seat.loop.screen.size = lambda: (40, 12)
+    *_, legend, last = seat("/stats").splitlines()
+    assert max(len(legend), len(last)) < 40
+    seat.loop.screen.size = lambda: (80, 24)
     assert "\x1b]52;c;" in seat("/copy")
-    assert "it must end in" in seat("/export x.png")
+    assert "/export x.png: it must end in" in seat("/export x.png")
     seat("/export x.svg")
     assert "I have 25" in (tmp_path / "x.svg").read_text().replace("\xa0", " ").replace(
         "&#160;", " "
