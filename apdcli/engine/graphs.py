@@ -1,163 +1,48 @@
 """The engine for CUDA: each kind of forward recorded once as a graph, then replayed.
 
 A forward of a 7B model is some 800 kernel launches, of which a GPU could do the work faster than
-Python can ask for it. A graph asks once. It needs the same tensors at every replay, so windows are
-padded to a few lengths ("buckets"), keys likewise, and everything lives in static buffers. The
-verifier's graph holds the whole of verify, mix and accept; a step then moves one small tensor to
-the host. A prompt's first, long forward is not recorded.
+Python can ask for it. A graph asks once; `engine.static` holds what it runs over. The verifier's
+graph holds the whole of verify, mix and accept. Outside the graphs a step is ten small launches and
+copies, and one copy to the host: the draft and how much of it is accepted. A prompt's first, long
+forward is not recorded.
 
-The first result of every graph is compared with the eager engine's. Where recording fails or the
-two differ, one warning is given and the eager engine takes over. On a device without graphs the
-same functions are called instead of replayed, which is how the tests run them on a CPU.
+Of arrays as large as a draft's logits in float32, one is kept (the marginals, `Buffers.logits`);
+each model's raw logits, in its own dtype, are made in memory that both models' graphs share.
+
+The first result of every graph is compared with the eager engine's, and the first count with
+torch's. Where recording fails or they differ, one warning is given and the eager engine takes over.
+On a device without graphs the same functions are called instead of replayed, which is how the
+tests run them on a CPU.
 """
 
 from __future__ import annotations
 
-import math
+import gc
 import warnings
 import weakref
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from apdcli.decode.sampling import NEVER, greedy
-from apdcli.decode.strategies.apd import mixture, prefix
+from apdcli.decode.sampling import NEVER
+from apdcli.engine import fused
 from apdcli.engine.eager import EagerDenoiser, EagerVerifier
 from apdcli.engine.fast import FastDenoiser, FastModel, FastVerifier
-from apdcli.models.cache import KVCache
-from apdcli.models.packed import Packed
+from apdcli.engine.static import (
+    BUCKETS,
+    COLUMNS,
+    Buffers,
+    Function,
+    answer,
+    bucket,
+    needed_for,
+    record,
+)
 from apdcli.models.transformer import Transformer
 
-# Positions that one graph runs, and rows of the head; longer forwards are not recorded.
-BUCKETS = (1, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
-# Keys that a graph attends to: this, doubled until it is enough.
-KEYS = 256
 # How far a graph's first logits may be from the eager engine's, in units of their spread.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
-
-Function = Callable[[], Tensor]
-
-
-def bucket(size: int) -> int | None:
-    """The smallest bucket that holds `size`; None where none does."""
-    return next((b for b in BUCKETS if b >= size), None)
-
-
-def record(function: Function, device: torch.device, pool: Any) -> Function:
-    """The same function, replayed by the GPU alone; on other devices the function itself.
-
-    Args:
-        function: reads and writes the same tensors at every call, and waits for nothing.
-        device: where these are.
-        pool: from `torch.cuda.graph_pool_handle`, shared by graphs that run one after another.
-    """
-    if device.type != "cuda":
-        return function
-    with torch.cuda.device(device):
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # warm-up, which allocates workspaces, must not be recorded
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            function()
-            function()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            made = function()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return made
-
-    return replay
-
-
-@dataclass
-class Buffers:
-    """What one network's graphs read and write; lent to one generation at a time.
-
-    Attributes:
-        cache: with room for a padded window at its end.
-        tokens, positions: [largest bucket] int64, the window and where it stands.
-        rows: [largest bucket] int64, outputs of the window whose logits are wanted.
-        draft: [largest bucket] int64, what the verifier is to judge.
-        end, count: [1] int64, one past the last valid position; the draft's length.
-        up: [largest bucket] int64, 0, 1, 2, ...
-        cos, sin: [positions, head_dim]; `sin` negative in its first half.
-        logits: [rows, vocab] float32, the denoiser's answer; grows when more rows are asked for.
-        graphs: by what was recorded, the function that runs it again.
-        pool: the memory that the graphs share.
-    """
-
-    cache: KVCache
-    tokens: Tensor
-    positions: Tensor
-    rows: Tensor
-    draft: Tensor
-    end: Tensor
-    count: Tensor
-    up: Tensor
-    cos: Tensor
-    sin: Tensor
-    logits: Tensor
-    graphs: dict[Hashable, Function] = field(default_factory=dict)
-    pool: Any = None
-
-    @classmethod
-    def allocate(cls, packed: Packed, capacity: int) -> Buffers:
-        """Buffers for texts of `capacity` positions, or some more."""
-        config, weight = packed.net.config, packed.embedding
-        room = KEYS * 2 ** max(0, math.ceil(math.log2((capacity + BUCKETS[-1]) / KEYS)))
-        cos, sin = packed.rope(0, min(room, config.max_positions))
-
-        def ids(size: int) -> Tensor:
-            return torch.zeros(size, dtype=torch.int64, device=weight.device)
-
-        largest = BUCKETS[-1]
-        return cls(
-            cache=KVCache(config, room, device=weight.device, dtype=weight.dtype),
-            tokens=ids(largest),
-            positions=ids(largest),
-            rows=ids(largest),
-            draft=ids(largest),
-            end=ids(1),
-            count=ids(1),
-            up=torch.arange(largest, device=weight.device),
-            cos=cos,
-            sin=sin,
-            logits=torch.empty(0, 0, device=weight.device),
-            pool=torch.cuda.graph_pool_handle() if weight.device.type == "cuda" else None,
-        )
-
-
-def answer(packed: Packed, b: Buffers, head: Tensor, padded: int, rows: int, keys: int) -> Tensor:
-    """Raw logits [rows, vocab] of what the buffers hold: the part that is recorded.
-
-    Args:
-        packed: the network.
-        b: its buffers, filled.
-        head: [hidden, vocab].
-        padded, rows, keys: how many positions are run, outputs wanted, keys attended to.
-    """
-    positions = b.positions[:padded]
-    where = positions.clamp_max(len(b.cos) - 1)  # padding may stand after the context's end
-    cos, sin = b.cos[where], b.sin[where]
-    seen = torch.arange(keys, device=positions.device)
-    allowed = (seen < b.end).expand(padded, keys)
-    if packed.net.config.causal:
-        allowed = allowed & (seen <= positions[:, None])
-    x = F.embedding(b.tokens[:padded], packed.embedding)
-    for layer, k, v in zip(packed.layers, b.cache.keys, b.cache.values, strict=True):
-        q, own_k, own_v = packed.project(layer, x, cos, sin)
-        k[0].index_copy_(1, positions, own_k)
-        v[0].index_copy_(1, positions, own_v)
-        attended = packed.flash(q, k[0, :, :keys], v[0, :, :keys], allowed)
-        x = packed.mlp(layer, x.addmm_(attended, layer.out))
-    hidden = packed.rms(x[b.rows[:rows]], packed.norm)
-    return torch.mm(hidden, head)
 
 
 class GraphModel(FastModel):
@@ -170,11 +55,16 @@ class GraphModel(FastModel):
         super().__init__(net, banned, 0)
         capacity = min(capacity, net.config.max_positions)
         spare: list[Buffers] = self.packed.spare_buffers
-        fitting = [b for b in spare if b.cache.capacity >= capacity + BUCKETS[-1]]
+        if not spare:
+            gc.collect()  # a generation that is over may lie in a cycle with buffers still lent
+        fitting = [b for b in spare if b.cache.capacity >= needed_for(capacity)]
         self.buffers = fitting[0] if fitting else Buffers.allocate(self.packed, capacity)
-        spare[:] = [b for b in spare if b is not self.buffers]
+        spare[:] = fitting[1:]  # smaller ones would only take room
         self.cache = self.buffers.cache
         self.cache.crop(0)
+        # The head up to the last id that may be produced, and on to a round number of columns.
+        width = -(-len(banned) // COLUMNS) * COLUMNS
+        self._wide = self.packed.head[:, : min(width, self.packed.head.shape[1])]
         # A generation that is dropped half way gives its buffers back too.
         weakref.finalize(self, spare.append, self.buffers)
 
@@ -189,23 +79,66 @@ class GraphModel(FastModel):
         message = f"CUDA graphs do not work here ({why}); the eager engine goes on, slower"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
-    def _load(self, tokens: Tensor, start: int, first: int, last: int) -> tuple[int, int, int]:
-        """Fill the buffers for a forward of tokens[start:]; (positions, rows, keys) of its graph.
+    def _raw(self, tokens: Tensor, start: int, first: int, last: int) -> Tensor:
+        """Raw logits [last - first, columns] of a forward that is not recorded.
 
         Args: see :meth:`FastModel.outputs`.
         """
-        buffers, length = self.buffers, len(tokens) - start
-        padded, rows = bucket(length), bucket(last - first)
+        ids = tokens[start:].to(self._head.device)
+        hidden = self.packed.hidden(ids, start, self.cache, first - start, last - start)
+        return torch.mm(hidden, self._wide)
+
+    def _logits(self, tokens: Tensor, start: int, first: int, last: int) -> Tensor | None:
+        """What `FastModel.outputs` gives, by a graph where it is short enough; into the buffer.
+
+        None where a graph failed, once that is said.
+        """
+        self.crop(start)
+        try:
+            if len(tokens) - start > BUCKETS[-1]:
+                raw = self._raw(tokens, start, first, last)
+                into = self.buffers.rows(bucket(len(raw)) or len(raw), raw.shape[1])
+                made = into[: len(raw), : len(self.banned)].copy_(raw[:, : len(self.banned)])
+                return _forbid(made, self._banned_ids)
+            return self._replay_logits(tokens, start, first, last)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._fail(str(error).split("\n")[0])
+            return None
+
+    def _replay_logits(self, tokens: Tensor, start: int, first: int, last: int) -> Tensor | None:
+        """The same by a graph; None where its first result is wrong."""
+        buffers, vocab, banned = self.buffers, len(self.banned), self._banned_ids
+        padded, rows, keys = self._load(tokens, start, first, last)
+        packed, head = self.packed, self._wide  # not self, whom the graph would keep alive
+        into = buffers.rows(rows, head.shape[1])
+
+        def logits() -> Tensor:
+            answer(packed, buffers, head, padded, rows, keys, into)
+            return _forbid(into[:, :vocab], banned)
+
+        run, new = self._recorded((padded, rows, keys), logits)
+        made = run()[: last - first]
+        self.cache.length = len(tokens)
+        if new and not self._close(made, self._eager(tokens, start, first)):
+            self._fail("a graph's first result is not the eager engine's")
+            return None
+        return made
+
+    def _load(
+        self, tokens: Tensor, start: int, first: int, last: int, draft: Tensor | None = None
+    ) -> tuple[int, int, int]:
+        """Fill the buffers; (positions, rows, keys) of the graph that serves."""
+        padded, rows = bucket(len(tokens) - start), bucket(last - first)
         assert padded is not None
         assert rows is not None
-        buffers.tokens[:length].copy_(tokens[start:])
-        torch.add(buffers.up[:padded], start, out=buffers.positions[:padded])
-        torch.add(buffers.up[:rows], first - start, out=buffers.rows[:rows]).clamp_max_(padded - 1)
-        buffers.end.fill_(len(tokens))
-        keys = KEYS
-        while keys < len(tokens):
-            keys *= 2
-        return padded, rows, keys
+        self.buffers.load(tokens, start, first, draft)
+        return padded, rows, self.buffers.keys(len(tokens))
+
+    def _eager(self, tokens: Tensor, start: int, first: int) -> Tensor:
+        """What the eager engine gives for the outputs from position `first` on."""
+        raise NotImplementedError
 
     def _recorded(self, key: Hashable, function: Function) -> tuple[Function, bool]:
         """A replayable `function`, and whether it was recorded just now."""
@@ -217,8 +150,8 @@ class GraphModel(FastModel):
         return made, True
 
     def _close(self, mine: Tensor, eager: Tensor) -> bool:
-        """Whether logits [n, vocab] agree as far as their dtype lets them."""
-        kept = ~self.banned
+        """Whether logits [n, vocab or more] agree as far as their dtype lets them."""
+        kept = (~self.banned).nonzero().flatten()
         mine, eager = mine[:, kept].float(), eager[:, kept].float()
         difference = (mine - eager).pow(2).mean().sqrt()
         return bool(difference <= TOLERANCE[self.packed.embedding.dtype] * eager.std().clamp_min(1))
@@ -229,106 +162,116 @@ class GraphDenoiser(GraphModel, FastDenoiser):
 
     def logits(self, tokens: Tensor, start: int, first: int, *, keep_after: bool = False) -> Tensor:
         """See the protocol. The answer stands in a buffer: the next forward overwrites it."""
-        made_at = first - self.lookback
-        last = len(tokens) - self.lookback
+        made_at, last = first - self.lookback, len(tokens) - self.lookback
         kept = keep_after and self.length > len(tokens)
-        if self.broken:
-            return EagerDenoiser.logits(self, tokens, start, first, keep_after=keep_after)
-        if kept or made_at < start or max(len(tokens) - start, last - made_at) > BUCKETS[-1]:
-            return super().logits(tokens, start, first, keep_after=keep_after)
-        try:
-            made = self._replay(tokens, start, made_at, last)
-        except RuntimeError as error:
-            self._fail(str(error).split("\n")[0])
-            made = None
-        if made is None:
-            return EagerDenoiser.logits(self, tokens, start, first, keep_after=keep_after)
-        return made
+        if not self.broken:
+            if kept or made_at < start or last - made_at > BUCKETS[-1]:
+                return super().logits(tokens, start, first, keep_after=keep_after)
+            made = self._logits(tokens, start, made_at, last)
+            if made is not None:
+                return made
+        return EagerDenoiser.logits(self, tokens, start, first, keep_after=keep_after)
 
-    def _replay(self, tokens: Tensor, start: int, first: int, last: int) -> Tensor | None:
-        """The logits by a graph; None where its first result is wrong."""
-        self.crop(start)
-        buffers, count = self.buffers, last - first
-        padded, rows, keys = self._load(tokens, start, first, last)
-        if buffers.logits.shape[0] < rows or buffers.logits.shape[1] != len(self.banned):
-            buffers.graphs.clear()  # they write to the old one
-            buffers.logits = torch.zeros(rows, len(self.banned), device=buffers.tokens.device)
-
-        packed, head = self.packed, self._head  # not self, whom the graph would keep alive
-
-        def denoise() -> Tensor:
-            return buffers.logits[:rows].copy_(answer(packed, buffers, head, padded, rows, keys))
-
-        run, new = self._recorded((padded, rows, keys), denoise)
-        made = run()[:count]
-        self.cache.length = len(tokens)
-        if new:
-            checked = EagerDenoiser.logits(self, tokens, start, first + self.lookback)
-            if not self._close(made, checked):
-                self._fail("a graph's first result is not the eager engine's")
-                return None
-        if self._banned_ids is not None:
-            made.index_fill_(1, self._banned_ids, NEVER)
-        return made
+    def _eager(self, tokens: Tensor, start: int, first: int) -> Tensor:
+        return EagerDenoiser.logits(self, tokens, start, first + self.lookback)
 
 
 class GraphVerifier(GraphModel, FastVerifier):
     """A causal language model behind :class:`apdcli.decode.types.AcceptingVerifier`."""
 
+    def __init__(self, net: Transformer, banned: Tensor, capacity: int) -> None:
+        super().__init__(net, banned, capacity)
+        self._place: Hashable = None  # where the last marginals stood
+
     def logits(self, tokens: Tensor, first: int) -> Tensor:
-        """See the protocol."""
-        if self.broken:
-            return EagerVerifier.logits(self, tokens, first)
-        return super().logits(tokens, first)
+        """See the protocol. The answer stands in a buffer: the next forward overwrites it."""
+        start = self.cache.length
+        if not self.broken:
+            if first - 1 < start or len(tokens) - first >= BUCKETS[-1]:
+                return super().logits(tokens, first)
+            made = self._logits(tokens, start, first - 1, len(tokens))
+            if made is not None:
+                return made
+            self.crop(start)
+        return EagerVerifier.logits(self, tokens, first)
+
+    def _eager(self, tokens: Tensor, start: int, first: int) -> Tensor:
+        self.crop(start)
+        return EagerVerifier.logits(self, tokens, first + 1)
 
     def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
-        """See the protocol: verify, mix and accept as one graph."""
+        """See the protocol: verify, mix and accept as one graph, for a denoiser of this engine.
+
+        The answer stands in a buffer, too.
+        """
         start, first = self.cache.length, len(tokens) - len(draft) + 1
-        rows = bucket(len(draft))
-        fits = rows is not None and len(tokens) - start <= BUCKETS[-1]
-        whole = d.storage_offset() == 0 and d.is_contiguous() and d.device == self.banned.device
-        room = d.untyped_storage().nbytes() // (d.element_size() * d.shape[1])
-        if not (self.broken or weight == 0.0) and fits and whole and room >= (rows or 0):
+        # A graph reads the marginals where they stood when it was recorded.
+        place = (d.data_ptr(), d.stride(), d.shape[1])
+        stands, self._place = self._place == place, place
+        short = len(tokens) - start <= BUCKETS[-1] and _padded_rows(d) is not None
+        if not self.broken and stands and short and d.device == self.banned.device:
             try:
                 accepted = self._replay(tokens, start, first, draft, d, weight)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 self._fail(str(error).split("\n")[0])
                 accepted = None
             if accepted is not None:
                 return accepted
             self.crop(start)
-        target = greedy(mixture(d[1:], self.logits(tokens, first + 1), weight))
-        return 1 + prefix(draft[1:] == target)
+        if self.broken:
+            a = EagerVerifier.logits(self, tokens, first + 1)
+        else:
+            a = self._raw(tokens, start, first, len(tokens)).to(d.device)
+        return fused.accepted(d, a, draft, draft.new_full((1,), len(draft)), weight)
 
     def _replay(
         self, tokens: Tensor, start: int, first: int, draft: Tensor, d: Tensor, weight: float
     ) -> Tensor | None:
         """The accepted count by a graph; None where its first result is wrong."""
-        buffers, m = self.buffers, len(draft)
-        padded, rows, keys = self._load(tokens, start, first, first + m)
-        buffers.draft[:m].copy_(draft)
-        buffers.count.fill_(m)
-        marginals = d.as_strided((rows, d.shape[1]), d.stride())
-
-        packed, head = self.packed, self._head  # not self, whom the graph would keep alive
+        buffers, marginals = self.buffers, _padded_rows(d)
+        assert marginals is not None
+        padded, rows, keys = self._load(tokens, start, first, first + len(draft), draft)
+        packed, head = self.packed, self._wide  # not self, whom the graph would keep alive
+        drafted, count = buffers.draft[:rows], buffers.facts[3:]
 
         def accept() -> Tensor:
-            a = answer(packed, buffers, head, padded, rows, keys)[: rows - 1].float()
-            target = greedy(mixture(marginals[1:], a, weight))
-            agree = (buffers.draft[1:rows] == target) & (buffers.up[1:rows] < buffers.count)
-            return 1 + prefix(agree)
+            a = answer(packed, buffers, head, padded, rows, keys)[: rows - 1]
+            made = fused.accepted(marginals, a, drafted, count, weight)
+            return buffers.accepted.copy_(made)
 
-        key = (padded, rows, keys, weight, d.data_ptr(), d.shape[1])
-        run, new = self._recorded(key, accept)
+        run, new = self._recorded((padded, rows, keys, weight, self._place), accept)
         accepted = run()
         self.cache.length = len(tokens)
         if new:
             counted = accepted.clone()
-            mine = answer(packed, buffers, head, padded, rows, keys)[: m - 1]
-            again = accept()
-            self.crop(start)
-            checked = EagerVerifier.logits(self, tokens, first + 1)
-            if not torch.equal(counted, again) or not self._close(mine, checked):
+            mine = answer(packed, buffers, head, padded, rows, keys)[: len(draft) - 1]
+            expected = fused.plain(d, mine, draft, count, weight)
+            if not self._close(mine, self._eager(tokens, start, first)):
                 self._fail("a graph's first result is not the eager engine's")
                 return None
+            if not torch.equal(counted, expected):
+                if not fused.usable(d.device):
+                    self._fail("a graph's first count is not torch's")
+                    return None
+                buffers.graphs.clear()
+                fused.fail("its first count is not torch's")
+                return expected
         return accepted
+
+
+def _forbid(logits: Tensor, banned: Tensor | None) -> Tensor:
+    """Set the ids `banned` to -inf in place: logits [n, vocab]."""
+    return logits if banned is None else logits.index_fill_(1, banned, NEVER)
+
+
+def _padded_rows(d: Tensor) -> Tensor | None:
+    """d [m, vocab] with the rows that its array has behind it, up to a bucket; None if too few."""
+    rows = bucket(len(d))
+    if rows is None or d.stride(1) != 1:
+        return None
+    end = d.storage_offset() + (rows - 1) * d.stride(0) + d.shape[1]
+    if end * d.element_size() > d.untyped_storage().nbytes():
+        return None
+    return d.as_strided((rows, d.shape[1]), d.stride())

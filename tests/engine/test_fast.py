@@ -278,7 +278,7 @@ def test_a_long_text_grows_its_keys(own: Nets, nets: Nets) -> None:
     assert_as_eager(own, nets, "graphs", prompt, "apd", **values)
     model = make_models("graphs", own.denoiser, None, BANNED, 360).denoiser
     assert isinstance(model, GraphDenoiser)
-    assert model.cache.capacity >= 360 + 256
+    assert model.cache.capacity >= 360 + 63  # a window padded from 193 to 256
 
 
 def test_which_engine_is_chosen(own: Nets) -> None:
