@@ -52,7 +52,7 @@ COMMANDS = (
     Command("sessions", "", "saved conversations", ("ls",)),
     Command("file", "PATH", "add a text file to the next message; @path in a message does it too"),
     Command("profile", "[NAME]", "other models, same conversation; alone: which there are"),
-    Command("trace", "on FILE|off", "record every step of the answers for apd replay"),
+    Command("trace", "[on FILE|off]", "record every step of the answers for apd replay"),
     Command("stats", "", "tokens a step over the conversation"),
     Command("copy", "", "the last answer to the clipboard, by way of the terminal (OSC 52)"),
     Command("export", "FILE", "a picture of the conversation, .svg or .html"),

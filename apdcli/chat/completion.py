@@ -76,7 +76,7 @@ class ChatCompleter(Completer):
 def _commands(typed: str) -> Iterator[Completion]:
     for command in COMMANDS:
         if command.name.startswith(typed.lower()):
-            more = " " if command.takes and not command.takes.startswith("[") else ""
+            more = " " if command.takes else ""
             yield Completion(
                 command.name + more,
                 -len(typed),

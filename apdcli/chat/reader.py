@@ -184,19 +184,23 @@ def _complete(buffer: Buffer) -> None:
 
     A single one is taken, and the next Tab asks what may follow it.
     """
-    from prompt_toolkit.completion import get_common_complete_suffix
+    from prompt_toolkit.completion import CompleteEvent, get_common_complete_suffix
 
-    state = buffer.complete_state
-    if state is None:
-        buffer.start_completion(insert_common_part=True)
-    elif state.current_completion is not None:
+    menu, document = buffer.complete_state, buffer.document
+    if menu is not None and menu.current_completion is not None:
         buffer.complete_next()
-    elif len(state.completions) == 1:
-        buffer.apply_completion(state.completions[0])
-    elif common := get_common_complete_suffix(buffer.document, state.completions):
+        return
+    # asked anew: after quick typing the menu is not there yet, or is for fewer letters
+    asked = CompleteEvent(completion_requested=True)
+    found = list(buffer.completer.get_completions(document, asked))
+    if len(found) == 1:
+        buffer.apply_completion(found[0])
+    elif common := get_common_complete_suffix(document, found):
         buffer.insert_text(common)
-    else:
+    elif menu is not None:
         buffer.complete_next()
+    else:
+        buffer.start_completion()
 
 
 def _output(stdout: TextIO, environ: Mapping[str, str]) -> Output:

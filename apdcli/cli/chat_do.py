@@ -91,7 +91,7 @@ def _system(loop: Loop, text: str) -> None:
         system = loop.settings().system
         loop.screen.say(system or "there is no system message; /system TEXT sets one")
         return
-    session.system = "" if text.lower() in UNSET else text
+    session.system = "" if text.lower() in UNSET or not text.strip("\"' ") else text
     _remember(loop)
     loop.screen.note("no system message from here on" if not session.system else f"system: {text}")
 
@@ -255,6 +255,10 @@ def _profile(loop: Loop, name: str) -> None:
 def _trace(loop: Loop, argument: str) -> None:
     switch, _, path = argument.partition(" ")
     path = path.strip()
+    if not switch:
+        goes = loop.tracing.next_path()
+        loop.screen.note(f"the next answer's steps go to {goes}" if goes else "no trace")
+        return
     if switch.lower() == "off" and not path:
         loop.tracing.turn_off()
         loop.screen.note("no trace from here on")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from apdcli.chat.sessions import Session
     from apdcli.load.profile import Profile
 
-UNSET = ("default", "off")  # /set NAME off: as if it had never been set
+UNSET = ("default", "off", "none")  # /set NAME off: as if it had never been set
 _FIXED = ("device", "dtype", "quantize", "engine")  # for the run
 _NOT_SET = ("profile", "system", "option", *_FIXED)  # the first two have commands
 

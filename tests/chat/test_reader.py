@@ -118,6 +118,8 @@ def test_completion(start: Start, tmp_path: Path) -> None:
     child = start()
     assert typed(child, "/sess", TAB, ENTER) == "'/sessions'"
     assert typed(child, "/set te", TAB, "0.5", ENTER) == "'/set temperature 0.5'"
+    assert typed(child, "/set te\t0.5\r") == "'/set temperature 0.5'"  # in one go
+    assert typed(child, "/set str\td\t\r") == "'/set strategy dico'"
     # the space is there, so that the next Tab asks for the values
     assert typed(child, "/set str", TAB, "d", TAB, ENTER) == "'/set strategy dico'"
     assert typed(child, "/profile de", TAB, ENTER) == "'/profile demo'"

@@ -171,6 +171,9 @@ def test_system(seat: Seat) -> None:
     assert seat.loop.settings().system == "Be brief."
     assert "Be brief." in seat("/system", "/show")
     assert seat.store.load(seat.name).system == "Be brief."
+    for word in ("off", "none", '""', "''"):
+        seat("/system Be brief.", f"/system {word}")
+        assert not seat.loop.settings().system
     seat("/system off")
     assert not seat.loop.settings().system
 
@@ -245,6 +248,8 @@ def test_profile(seat: Seat, make_profile: MakeProfile) -> None:
 
 def test_trace_stats_copy_export_show(seat: Seat, tmp_path: Path) -> None:
     assert "write it as /trace on FILE" in seat("/trace on", "/trace maybe x")
+    assert seat("/trace") == "no trace\n"
+    assert "go to t.jsonl" in seat("/trace on t.jsonl", "/trace").splitlines()[-1]
     shown = seat("/trace on t.jsonl", TALK[0], TALK[1], "/trace off", TALK[2])
     assert "t.jsonl" in shown
     assert sorted(p.name for p in tmp_path.glob("t*.jsonl")) == ["t-2.jsonl", "t.jsonl"]
