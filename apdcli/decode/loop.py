@@ -50,7 +50,7 @@ class _CountedDenoiser:
 
     def logits(self, tokens: Tensor, start: int, first: int, *, keep_after: bool = False) -> Tensor:
         self.counts.denoiser_forwards += 1
-        self.counts.tokens_forwarded += len(tokens) - start
+        self.counts.tokens_forwarded += tokens.shape[0] - start
         return self.inner.logits(tokens, start, first, keep_after=keep_after)
 
 
@@ -77,7 +77,7 @@ class _CountedVerifier:
 
     def _count(self, tokens: Tensor) -> None:
         self.counts.verifier_forwards += 1
-        self.counts.tokens_forwarded += len(tokens) - self.inner.length
+        self.counts.tokens_forwarded += tokens.shape[0] - self.inner.length
 
 
 def decode(
@@ -110,17 +110,18 @@ def decode(
         verifier=None if pair.verifier is None else _CountedVerifier(pair.verifier, counts),
     )
     stops: set[int] = set()
+    inference = torch.inference_mode()
     steps = 0
     reason: FinishReason | None = None
     while reason is None:
         if interrupted():
             reason = "interrupted"
             break
-        with torch.inference_mode():
+        with inference:
             commit = strategy.step(canvas, counted)
-            stops.update(
-                p for p, t in zip(commit.positions, commit.ids, strict=True) if t in stop_ids
-            )
+            if not stop_ids.isdisjoint(commit.ids):
+                placed = zip(commit.positions, commit.ids, strict=True)
+                stops.update(p for p, t in placed if t in stop_ids)
             commit, stopped = _apply(canvas, commit, stops if strategy.early_stop else set())
         steps += 1
         if stopped:
@@ -189,9 +190,13 @@ def _write(tokens: Tensor, commit: Commit) -> None:
     """Put the commit's ids in their places."""
     if not commit.positions:
         return
-    ids = torch.tensor(commit.ids, dtype=torch.int64).to(tokens.device, non_blocking=True)
     first, last = commit.positions[0], commit.positions[-1]
-    if commit.positions == tuple(range(first, last + 1)):
+    in_a_row = commit.positions == tuple(range(first, last + 1))
+    if in_a_row and tokens.device.type == "cpu":
+        tokens.numpy()[first : last + 1] = commit.ids  # a quarter of what a tensor of them takes
+        return
+    ids = torch.tensor(commit.ids, dtype=torch.int64).to(tokens.device, non_blocking=True)
+    if in_a_row:
         tokens[first : last + 1] = ids  # far cheaper than scattering them
     else:
         tokens[torch.tensor(commit.positions, device=tokens.device)] = ids

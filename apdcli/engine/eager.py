@@ -7,6 +7,7 @@ head, the mask id, ids that only one of the two models has.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,9 +18,14 @@ from apdcli.models.transformer import Transformer
 
 
 def banned_ids(allowed: Iterable[int], vocab_size: int, device: torch.device | str) -> Tensor:
-    """[vocab_size] bool, True for ids that may never be produced."""
+    """[vocab_size] bool, True for ids that may never be produced; not to be written to."""
+    return _banned_ids(tuple(allowed), vocab_size, torch.device(device))
+
+
+@lru_cache(maxsize=8)  # every generation asks for its pair's
+def _banned_ids(allowed: tuple[int, ...], vocab_size: int, device: torch.device) -> Tensor:
     banned = torch.ones(vocab_size, dtype=torch.bool, device=device)
-    banned[torch.tensor(sorted(allowed), dtype=torch.int64, device=device)] = False
+    banned[torch.tensor(allowed, dtype=torch.int64, device=device)] = False
     return banned
 
 

@@ -59,8 +59,9 @@ class Apd:
         The first token always is: nothing before it is masked, so its marginal is already the
         right conditional. With R = 1 the mixture is the marginal itself, and everything is.
         """
-        if len(draft) == 1 or self.R == 1.0:
-            return draft.tolist(), len(draft)
+        m = draft.shape[0]
+        if m == 1 or self.R == 1.0:
+            return draft.tolist(), m
         assert pair.verifier is not None
         tokens = torch.cat((canvas.tokens[: canvas.cursor], draft[:-1]))
         accept = getattr(pair.verifier, "accept", None) if g is None else None
@@ -85,7 +86,7 @@ class Apd:
         hardly changes from step to step. So the parts follow this text's own acceptance, which is
         the same whatever runs it.
         """
-        i = len(tokens) - len(ids) + 1
+        i = tokens.shape[0] - len(ids) + 1
         judged = 1
         for end in part_ends(len(ids), self.window.recent):
             noise = None if g is None else g[judged:end]
@@ -107,7 +108,7 @@ class Apd:
         Returns:
             [k] int64.
         """
-        a = verifier.logits(tokens, len(tokens) - len(d) + 1)
+        a = verifier.logits(tokens, tokens.shape[0] - d.shape[0] + 1)
         return self.sampler.draw(mixture(d, a, self.R), g)
 
 
