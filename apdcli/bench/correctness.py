@@ -1,21 +1,24 @@
-"""A device's engine against the readable one on the CPU, in float32: same greedy events.
+"""A device's engines against the readable one: greedy events in float32, logits in every format.
 
-The reference is the engine "eager" on the CPU whatever engine the device would use, so that on a
-CPU, too, this compares two things.
+The reference of events is the engine "eager" on the CPU whatever the device would use, so that on a
+CPU, too, this compares two things. In formats of 16 bits two engines need not choose alike where
+logits are nearly equal; there the logits themselves are held to a tolerance.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from apdcli.bench.shapes import random_transformer
-from apdcli.bench.sizes import SHAPES
+from apdcli.bench.shapes import random_pair, random_transformer
+from apdcli.bench.sizes import SHAPES, find_shapes
 from apdcli.decode.types import Pair, StepEvent
+from apdcli.engine.graphs import TOLERANCE as OF_SPREAD
 from apdcli.engine.pair import LoadedPair, load_pair
 from apdcli.engine.session import Request, prepare
 from apdcli.load.settings import resolve_settings
@@ -36,6 +39,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 )
 MAX_TOKENS = 64
 TOLERANCE = 2e-3  # of a logit, in float32: sums are taken in another order
+ENGINES = ("graphs", "fast")
+RANDOM = ("tiny", "embedded")  # shapes of random weights
 
 
 def check_correctness(
@@ -45,9 +50,12 @@ def check_correctness(
 
     Returns:
         generations: how many were compared. different: those whose events differ, each with the
-        setting, the prompt and the first step that does. engine: the device's. logits: the largest
-        differences, in float32, of the embedded pair and of random tiny models. tolerance: what
-        they may be. equal: no event differs and no logit by more than the tolerance.
+        engine, the setting, the prompt and the first step that does. engines: those that were
+        tried; on a CPU the functions that graphs record are called. fell_back: models of whom a
+        graph failed, so that the eager engine answered. logits: the largest differences between
+        the device's own engine and the CPU, in float32, of the embedded pair and of random tiny
+        models. tolerance: what they may be. equal: no event differs, no logit by more than the
+        tolerance, no graph failed.
     """
     here = load_pair("demo", device=str(device), dtype="float32")
     reference = load_pair("demo", device="cpu", dtype="float32", engine="eager")
@@ -57,22 +65,94 @@ def check_correctness(
             if out_of_time():
                 cut = {"different": different, "reason": "the time was up"}
                 return {**cut, "equal": False} if different else {**cut, "skipped": True}
-            step = _first_difference(
-                _events(here, prompt, values), _events(reference, prompt, values)
-            )
-            if step is not None:
-                different.append({"setting": values, "prompt": prompt, "step": step})
+            expected = _events(reference, prompt, values)
+            for engine in ENGINES:
+                step = _first_difference(
+                    _events(replace(here, engine=engine), prompt, values), expected
+                )
+                if step is not None:
+                    where = {"engine": engine, "setting": values, "prompt": prompt}
+                    different.append({**where, "step": step})
+    fell_back = _fell_back(here)
     logits = {"embedded": _logits_differ(here, reference), "tiny": _tiny_differ(device)}
-    equal = not different and max(logits.values()) <= TOLERANCE
+    equal = not different and not fell_back and max(logits.values()) <= TOLERANCE
     return {
-        "generations": len(SETTINGS) * len(PROMPTS),
+        "generations": len(SETTINGS) * len(PROMPTS) * len(ENGINES),
         "engine": here.engine,
+        "engines": list(ENGINES),
         "different": different,
+        "fell_back": fell_back,
         # JSON knows no infinity: None where one may be produced and the other not.
         "logits": {name: x if math.isfinite(x) else None for name, x in logits.items()},
         "tolerance": TOLERANCE,
         "equal": equal,
     }
+
+
+def check_engines(device: torch.device) -> dict[str, Any]:
+    """Logits of the engines against the eager one's on the same device, with random weights.
+
+    Windows of several sizes, after crops, each twice: the second time a graph is replayed.
+
+    Returns:
+        differences: for each format, shapes and engine the largest root mean square of the
+        differences over the spread of the logits. tolerance: of each format. fell_back, equal: as
+        of `check_correctness`.
+    """
+    found: list[dict[str, Any]] = []
+    fell_back: list[str] = []
+    for dtype, tolerance in OF_SPREAD.items():
+        for name in RANDOM:
+            # Graphs take matrices as they are packed; the eager engine sees views of these.
+            pair = random_pair(find_shapes(name), device, dtype, "eager")
+            expected = _scenes(replace(pair, engine="eager"))
+            for engine in ENGINES:
+                seen = _scenes(replace(pair, engine=engine))
+                worst = max(map(_relative, seen, expected))
+                found.append(
+                    {
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "shapes": name,
+                        "engine": engine,
+                        "difference": worst if math.isfinite(worst) else None,
+                        "tolerance": tolerance,
+                        "within": worst <= tolerance,
+                    }
+                )
+            fell_back += _fell_back(pair)
+    equal = not fell_back and all(row["within"] for row in found)
+    return {"differences": found, "fell_back": fell_back, "equal": equal}
+
+
+def _scenes(pair: LoadedPair) -> list[Tensor]:
+    """Logits of windows as adaptive parallel decoding asks for them; ids are the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 200, (160,), generator=generator).to(pair.device)
+    models = pair.models(len(ids))
+    made = []
+    with torch.inference_mode():
+        for first, end in ((40, 72), (46, 78), (60, 160), (61, 160), (61, 62)):
+            start = 0 if first == 40 else first - 12
+            made.append(models.denoiser.logits(ids[:end], start, first).clone())
+            assert models.verifier is not None
+            models.verifier.crop(first - 1)
+            made.append(models.verifier.logits(ids[: end - 1], first).clone())
+    return made
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """Root mean square of the difference over the spread; infinite where an id is -inf in one."""
+    kept = b.isfinite()
+    if not torch.equal(a.isfinite(), kept):
+        return float("inf")
+    return float((a - b)[kept].double().pow(2).mean().sqrt() / b[kept].double().std())
+
+
+def _fell_back(pair: LoadedPair) -> list[str]:
+    """The models of whom a graph failed."""
+    nets = {"denoiser": pair.denoiser, "verifier": pair.verifier}
+    packs = {role: net.packed for role, net in nets.items() if net is not None}
+    return [role for role, pack in packs.items() if pack is not None and pack.graphs_failed]
 
 
 def _events(pair: LoadedPair, prompt: str, values: dict[str, Any]) -> list[StepEvent]:

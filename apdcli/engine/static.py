@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from apdcli.decode.sampling import NEVER
 from apdcli.models.cache import KVCache
-from apdcli.models.packed import Packed
+from apdcli.models.packed import Packed, PackedLayer
 
 # Positions that one graph runs, and rows of the head; longer forwards are not recorded.
 BUCKETS = (1, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
@@ -30,6 +30,25 @@ KEYS = 256
 COLUMNS = 64
 
 Function = Callable[[], Tensor]
+
+
+class Window(NamedTuple):
+    """Where the positions that are run stand, and what they see.
+
+    Attributes:
+        positions: [T] int64.
+        cos, sin: [T, head_dim], see `Packed.project`.
+        mask: [groups * T, keys], 0 or -inf; `groups` query heads share a key.
+    """
+
+    positions: Tensor
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor
+
+
+# (weights, x [T, hidden], window, k and v [kv_heads, capacity, head_dim]) -> x [T, hidden]
+Layer = Callable[[PackedLayer, Tensor, Window, Tensor, Tensor], Tensor]
 
 
 def bucket(size: int) -> int | None:
@@ -198,6 +217,7 @@ def answer(
     rows: int,
     keys: int,
     into: Tensor | None = None,
+    layer: Layer | None = None,
 ) -> Tensor:
     """Raw logits [rows, columns] of what the buffers hold: the part that is recorded.
 
@@ -207,19 +227,16 @@ def answer(
         head: [hidden, columns].
         padded, rows, keys: how many positions are run, outputs wanted, keys attended to.
         into: [rows, columns], to write them to; by default a new array in the weights' dtype.
+        layer: in place of :func:`run_layer`.
     """
     start, first, end, _ = b.facts.unbind()
     positions = b.up[:padded] + start
     where = positions.clamp_max(len(b.cos) - 1)  # padding may stand after the context's end
-    cos, sin = b.cos[where], b.sin[where]
-    mask = _mask(packed, positions, end, keys)
+    window = Window(positions, b.cos[where], b.sin[where], _mask(packed, positions, end, keys))
     x = F.embedding(b.tokens[:padded], packed.embedding)
-    for layer, k, v in zip(packed.layers, b.cache.keys, b.cache.values, strict=True):
-        q, own_k, own_v = packed.project(layer, x, cos, sin)
-        k[0].index_copy_(1, positions, own_k)
-        v[0].index_copy_(1, positions, own_v)
-        attended = _attend(packed, q, k[0, :, :keys], v[0, :, :keys], mask)
-        x = packed.mlp(layer, x.addmm_(attended, layer.out))
+    run = layer or functools.partial(run_layer, packed)
+    for weights, k, v in zip(packed.layers, b.cache.keys, b.cache.values, strict=True):
+        x = run(weights, x, window, k[0], v[0])
     wanted = (b.up[:rows] + first).clamp_max_(padded - 1)
     hidden = packed.rms(x[wanted], packed.norm)
     if into is None:
@@ -227,6 +244,18 @@ def answer(
     if isinstance(head, Tensor) and head.dtype == into.dtype:
         return torch.mm(hidden, head, out=into)
     return into.copy_(torch.mm(hidden, head))
+
+
+def run_layer(
+    packed: Packed, weights: PackedLayer, x: Tensor, window: Window, k: Tensor, v: Tensor
+) -> Tensor:
+    """One layer: x [T, hidden] is written over; k and v [kv_heads, capacity, head_dim] filled."""
+    keys = window.mask.shape[1]
+    q, own_k, own_v = packed.project(weights, x, window.cos, window.sin)
+    k.index_copy_(1, window.positions, own_k)
+    v.index_copy_(1, window.positions, own_v)
+    attended = _attend(packed, q, k[:, :keys], v[:, :keys], window.mask)
+    return packed.mlp(weights, x.addmm_(attended, weights.out))
 
 
 def _mask(packed: Packed, positions: Tensor, end: Tensor, keys: int) -> Tensor:

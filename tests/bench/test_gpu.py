@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from apdcli.bench import correctness, gpu, gpu_parts
-from apdcli.bench.correctness import check_correctness
+from apdcli.bench import correctness, gpu, gpu_arms, gpu_kernels, gpu_parts
+from apdcli.bench.correctness import check_correctness, check_engines
+from apdcli.bench.gpu_stage import Stage
+from apdcli.bench.rates import MeasuredRates
 from apdcli.bench.saving import hub_config, save_transformer
 from apdcli.bench.shapes import random_transformer
 from apdcli.bench.sizes import SHAPES, find_shapes
+from apdcli.engine import fused, graphs
 from apdcli.engine.pair import LoadedPair
 from apdcli.load.layout import check_layout
 from apdcli.load.weights import load_transformer
@@ -24,12 +30,16 @@ ARGS = ("--device", "cpu", "--shapes", "tiny", "--repeats", "1")
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """One prompt and two settings: the test is of the script."""
     torch.set_num_threads(1)
     monkeypatch.setattr(correctness, "PROMPTS", correctness.PROMPTS[:1])
     monkeypatch.setattr(correctness, "SETTINGS", correctness.SETTINGS[::2])
     monkeypatch.setattr(correctness, "MAX_TOKENS", 16)
+    monkeypatch.setattr(correctness, "RANDOM", ("tiny",))
+    for module in (gpu_arms, gpu_kernels):
+        monkeypatch.setattr(module, "LOOKAHEADS", (32, 8))
+    monkeypatch.setenv("APD_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(gpu, "OPTIONAL", {"absent": "apdcli.bench.no_such_module"})
 
 
@@ -45,13 +55,25 @@ def test_every_part_runs_and_is_written_down(
     assert report["complete"] is True
     parts = {part["name"]: part for part in report["parts"]}
     statuses = {name: part["status"] for name, part in parts.items()}
+    # What comes from elsewhere stands before the last two; torch.compile is the last.
+    names = [name for name, _ in gpu_parts.PARTS]
+    names[-2:-2] = ["absent"]
     assert statuses == {
-        **dict.fromkeys([name for name, _ in gpu_parts.PARTS], "ran"),
+        **dict.fromkeys(names, "ran"),
         "absent": "absent",
+        "fused": "ran" if fused.usable(torch.device("cpu")) else "absent",
+        "quantized": "ran" if importlib.util.find_spec("torchao") else "absent",
     }
+    assert list(parts) == names
     assert "no apdcli.bench.no_such_module" in parts["absent"]["reason"]
     assert parts["correctness"]["equal"] is True
-    assert parts["correctness"]["generations"] == 3
+    assert parts["correctness"]["generations"] == 3 * 2
+    assert parts["correctness"]["fell_back"] == parts["engines"]["fell_back"] == []
+    assert {(d["dtype"], d["engine"]) for d in parts["engines"]["differences"]} == {
+        (dtype, engine)
+        for dtype in ("float32", "float16", "bfloat16")
+        for engine in ("graphs", "fast")
+    }
     names = [setting["name"] for setting in parts["speed"]["settings"]]
     assert names == ["apd M100", "apd M32", "one a step", "causal", "verifier alone"]
     apd = parts["speed"]["settings"][0]["summary"]
@@ -60,6 +82,19 @@ def test_every_part_runs_and_is_written_down(
     assert parts["loading"]["bytes"] == 4 * SHAPES["tiny"].parameters
     assert parts["memory"]["kv_bytes"] == 2 * 256 * 4 * (2 * 2 * 16 + 1 * 1 * 16)
     assert parts["memory"]["arrays_bytes"] == 2 * 100 * 512 * 4
+    split = parts["steps"]["steps"]
+    assert [(s["engine"], s["lookahead"]) for s in split] == [
+        (engine, m) for m in (32, 8) for engine in ("graphs", "fast", "eager")
+    ]
+    for s in split:
+        parts_of = s["denoise_s"], s["verify_and_accept_s"], s["host_s"]
+        assert sum(parts_of) == pytest.approx(s["step_s"])
+        assert s["floor_denoise_s"] > s["floor_verify_and_accept_s"] > 0
+    (mode,) = parts["compiled"]["modes"]
+    assert [start["first_s"] > 0 for start in mode["starts"]] == [True, True]
+    assert [r["lookahead"] for r in mode["replays"]] == [32, 8]
+    assert parts["compiled"]["within"] is True
+    assert parts["profile"]["longest"][0]["seconds_a_step"] > 0
     assert len(report["goals"]) == 5
     assert all(goal["met"] == (goal["value"] <= goal["at_most"]) for goal in report["goals"])
     assert [p.name for p in tmp_path.iterdir()] == ["gpu.json"]  # nothing is left behind
@@ -76,6 +111,8 @@ def test_a_part_that_fails_costs_the_others_nothing(
         raise RuntimeError("CUDA error:\n  misaligned address")
 
     def wrong(stage: gpu_parts.Stage) -> dict[str, Any]:
+        for _ in range(2):
+            warnings.warn("a graph\nfailed", RuntimeWarning, stacklevel=1)
         return {"equal": False, "different": [1]}
 
     def late(stage: gpu_parts.Stage) -> dict[str, Any]:
@@ -83,6 +120,7 @@ def test_a_part_that_fails_costs_the_others_nothing(
         return {}
 
     parts = (("a", broken), ("b", wrong), ("c", gpu_parts.rates), ("d", late), ("e", broken))
+    monkeypatch.setattr(gpu, "OPTIONAL", {})
     monkeypatch.setattr(gpu_parts, "PARTS", parts)
     path = tmp_path / "gpu.json"
     assert gpu.main([*ARGS, "-o", str(path)]) == 1
@@ -91,6 +129,8 @@ def test_a_part_that_fails_costs_the_others_nothing(
         "failed", "wrong", "ran", "ran", "skipped",
     ]  # fmt: skip
     assert found["a"]["reason"] == "RuntimeError: CUDA error: misaligned address"
+    assert found["a"]["at"][-1].endswith("_tried")
+    assert found["b"]["warnings"] == ["a graph failed"]
     assert found["c"]["bandwidth"] > 0
 
 
@@ -100,6 +140,7 @@ def test_ctrl_c_keeps_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     parts = (("a", gpu_parts.rates), ("b", interrupted), ("c", interrupted))
+    monkeypatch.setattr(gpu, "OPTIONAL", {})
     monkeypatch.setattr(gpu_parts, "PARTS", parts)
     path = tmp_path / "gpu.json"
     assert gpu.main([*ARGS, "-o", str(path)]) == 130
@@ -156,6 +197,47 @@ def test_a_wrong_engine_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["different"]
     assert found["logits"]["embedded"] is None or (found["logits"]["embedded"] > found["tolerance"])
     assert found["logits"]["tiny"] == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_an_engine_whose_graphs_fail_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers rightly, by the eager engine: that is no pass."""
+
+    def refused(*args: object) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "record", refused)
+    with pytest.warns(RuntimeWarning, match="CUDA graphs do not work here"):
+        found = check_engines(torch.device("cpu"))
+    assert found["fell_back"] == ["denoiser", "verifier"] * 3
+    assert all(row["within"] for row in found["differences"])
+    assert found["equal"] is False
+
+
+def test_a_fused_kernel_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = tiny_stage()
+    stage.rates = MeasuredRates(1e9, 1e9, 1, "sum", 1, "cpu", "float32")
+    monkeypatch.setattr(fused, "usable", lambda device: True)
+    monkeypatch.setattr(fused, "by_triton", fused.plain)
+    found = gpu_kernels.fused_kernel(stage)
+    assert found["equal"] is True
+    assert found["cases"] == 3 * 2 * 2 * 4 * 3
+    assert [row["rows"] for row in found["timings"]] == [3, 9]
+    assert all(row["kernel_s"] > 0 and row["floor_s"] > 0 for row in found["timings"])
+
+    def last_of_equals(d: Tensor, a: Tensor, *rest: Any) -> Tensor:
+        draft, count, weight = rest
+        width = d.shape[1]
+        return fused.plain(d.flip(1), a[:, :width].flip(1), width - 1 - draft, count, weight)
+
+    monkeypatch.setattr(fused, "by_triton", last_of_equals)
+    found = gpu_kernels.fused_kernel(stage)
+    assert found["equal"] is False
+    assert all(case["weight"] == 0.5 for case in found["different"])
+
+
+def tiny_stage() -> Stage:
+    return Stage.of(gpu._parser().parse_args(ARGS))
 
 
 @pytest.mark.parametrize("name", ["tiny", "dream-7b", "llada-8b", "embedded"])

@@ -1,0 +1,320 @@
+"""Parts of the GPU run that look into a step: the fused choice, attention, models and host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from apdcli.bench.benchmark import cases_of_shapes
+from apdcli.bench.floor import DTYPE_BYTES, ApdStep, floor_s
+from apdcli.bench.gpu_stage import APD, PROMPT_TOKENS, Stage, best_seconds, settle
+from apdcli.bench.shapes import random_prompt
+from apdcli.decode.sampling import NEVER, greedy
+from apdcli.decode.strategies.apd import mixture, prefix
+from apdcli.decode.types import AcceptingVerifier, Pair, StepEvent
+from apdcli.engine import fused
+from apdcli.engine.pair import LoadedPair
+from apdcli.engine.static import bucket, record
+from apdcli.models.config import ModelConfig
+
+WINDOW = 16  # W
+MIXTURE = 0.5  # R
+ENGINES = ("graphs", "fast", "eager")
+LOOKAHEADS = (100, 32)
+_CALLS = 10  # that a recording of a short kernel holds, so that not its launch is timed
+
+
+def fused_kernel(stage: Stage) -> dict[str, Any]:
+    """The fused mixture and choice against torch's: same counts, then seconds.
+
+    Returns:
+        cases: how many were compared. different: those that are not equal. timings: for each
+        number of rows seconds of the kernel, of torch by few rows, of torch with the whole array,
+        and what reading both models' logits takes at the measured bandwidth.
+    """
+    if not fused.usable(stage.device):
+        return {"absent": True, "reason": f"Triton runs no kernels on {stage.device}"}
+    vocab = min(c.vocab_size for c in _configs(stage))
+    columns = stage.shapes.denoiser.vocab_size
+    sizes = (3, 9) if stage.small else (8, 32, 100)
+    made = torch.Generator(device=stage.device).manual_seed(0)
+    different, cases = [], 0
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for rows in sizes[-2:]:
+            for ties in (False, True):
+                d, a = _logits(rows, vocab, columns, dtype, made, ties)
+                for weight in (0.0, 0.3, MIXTURE, 0.9):
+                    # Exact sums, where torch's rounding of them is not promised.
+                    weight = MIXTURE if ties else weight
+                    for wrong in (1, rows // 2, rows):
+                        draft = _draft(d, a, weight)
+                        draft[wrong:] += 1
+                        count = torch.tensor([rows], device=stage.device)
+                        case = (d, a, draft, count, weight)
+                        counts = [int(by(*case)) for by in (fused.by_triton, fused.plain)]
+                        cases += 1
+                        if counts[0] != counts[1] or counts[1] != wrong:
+                            what = {"dtype": str(dtype), "rows": rows, "weight": weight}
+                            different.append({**what, "counts": counts, "expected": wrong})
+    return {
+        "cases": cases,
+        "different": different,
+        "equal": not different,
+        "timings": [_choice_times(stage, rows, vocab, columns, made) for rows in sizes],
+    }
+
+
+def _logits(
+    rows: int, vocab: int, columns: int, dtype: torch.dtype, made: torch.Generator, ties: bool
+) -> tuple[Tensor, Tensor]:
+    """d [rows, vocab] and a [rows - 1, columns]; with `ties` of few values."""
+    d = torch.randn(rows, vocab, generator=made, device=made.device).mul_(4)
+    a = torch.randn(rows - 1, columns, generator=made, device=made.device).mul_(4)
+    if ties:
+        d, a = d.round(), a.round()
+    d[:, torch.randint(0, vocab, (vocab // 20,), generator=made, device=made.device)] = NEVER
+    return d, a.to(dtype)
+
+
+def _draft(d: Tensor, a: Tensor, weight: float) -> Tensor:
+    """A draft that the mixture agrees with to its end."""
+    own = a[:, : d.shape[1]].to(torch.float32, copy=True).masked_fill_(d[1:] == NEVER, NEVER)
+    return torch.cat((d[:1].argmax(-1), mixture(d[1:], own, weight).argmax(-1)))
+
+
+def _choice_times(
+    stage: Stage, rows: int, vocab: int, columns: int, made: torch.Generator
+) -> dict[str, Any]:
+    dtype = stage.dtype
+    d, a = _logits(rows, vocab, columns, dtype, made, False)
+    draft = _draft(d, a, MIXTURE)
+    count = torch.tensor([rows], device=stage.device)
+
+    def whole() -> Tensor:
+        target = greedy(mixture(d[1:], a[:, :vocab].to(torch.float32, copy=True), MIXTURE))
+        return 1 + prefix(draft[1:] == target)
+
+    def timed(choose: Callable[[], Tensor]) -> float:
+        many = record(lambda: [choose() for _ in range(_CALLS)][-1], stage.device, None)
+        return best_seconds(many, stage.device) / _CALLS
+
+    given = (d, a, draft, count, MIXTURE)
+    moved = d.nbytes + a[:, :vocab].numel() * a.element_size()
+    return {
+        "rows": rows,
+        "vocab": vocab,
+        "kernel_s": timed(lambda: fused.by_triton(*given)),
+        "torch_s": timed(lambda: fused.plain(*given)),
+        "torch_whole_s": timed(whole),
+        "floor_s": moved / stage.measured_rates().bandwidth,
+    }
+
+
+@dataclass
+class Scene:
+    """The models in the middle of an answer: one step's two forwards can be repeated at will.
+
+    Attributes:
+        models: with caches that hold the text before the cursor.
+        tokens: [right] int64, masks from the cursor on.
+        cursor, left: the first position not decoded, the first that is run again.
+        draft: [m] int64.
+        d: [m, vocab], the draft's marginals.
+    """
+
+    models: Pair
+    tokens: Tensor
+    cursor: int
+    left: int
+    draft: Tensor
+    d: Tensor
+
+    @classmethod
+    def of(cls, stage: Stage, pair: LoadedPair, m: int) -> Scene:
+        """The scene with `m` masks before it."""
+        cursor = PROMPT_TOKENS + (8 if stage.small else 64)
+        ids = random_prompt(stage.shapes, cursor, 0)
+        models = pair.models(cursor + m)
+        masks = [models.denoiser.mask_id] * m
+        tokens = torch.tensor([*ids, *masks], device=pair.device)
+        d = models.denoiser.logits(tokens, 0, cursor)
+        scene = cls(models, tokens, cursor, cursor, d.argmax(-1), d)
+        if models.verifier is not None:
+            models.verifier.crop(0)
+            models.verifier.logits(tokens[:cursor], cursor)
+        scene.left = cursor - (stage.accept + WINDOW - 1)
+        scene.d = scene.denoise()
+        scene.draft = scene.d.argmax(-1)
+        return scene
+
+    def denoise(self) -> Tensor:
+        """The denoiser's forward: [m, vocab]."""
+        return self.models.denoiser.logits(self.tokens, self.left, self.cursor)
+
+    def verify(self) -> Tensor:
+        """The verifier's forward, mixture and choice: [1], the accepted count."""
+        verifier = self.models.verifier
+        assert verifier is not None
+        verifier.crop(self.cursor)
+        text = torch.cat((self.tokens[: self.cursor], self.draft[:-1]))
+        if hasattr(verifier, "accept"):
+            judge = cast(AcceptingVerifier, verifier)
+            return judge.accept(text, self.draft, self.d, MIXTURE)
+        a = verifier.logits(text, self.cursor + 1)
+        return 1 + prefix(self.draft[1:] == greedy(mixture(self.d[1:], a, MIXTURE)))
+
+
+def steps(stage: Stage) -> dict[str, Any]:
+    """Where a step goes, for each engine: the denoiser, verifier with choice, and the host.
+
+    The models' seconds are a device's, of forwards repeated one after another; the host's are what
+    a whole step takes beyond these: launches, the copy to the host, the loop, its events.
+    """
+    rows = []
+    for m in LOOKAHEADS:
+        for engine in ENGINES:
+            if stage.out_of_time():
+                break
+            rows.append(_step(stage, replace(stage.models(), engine=engine), m))
+    return {"window": WINDOW, "accepted": stage.accept, "steps": rows}
+
+
+@torch.inference_mode()
+def _step(stage: Stage, pair: LoadedPair, m: int) -> dict[str, Any]:
+    scene = Scene.of(stage, pair, m)
+    calls = 2 if stage.small else 10
+    denoise = best_seconds(scene.denoise, stage.device, calls)
+    verify = None
+    if scene.models.verifier is not None:
+        verify = best_seconds(scene.verify, stage.device, calls)
+    del scene
+    whole = _whole_step(stage, pair, m)
+    step = ApdStep(PROMPT_TOKENS + 64, WINDOW, m, stage.accept)
+    size = DTYPE_BYTES[stage.dtype_name]
+    parts = step.parts(stage.shapes.denoiser, stage.shapes.verifier, size)
+    rates = stage.measured_rates()
+    floors = [
+        floor_s([p for p in parts if p.name.startswith("denoiser") == own], rates)
+        for own in (True, False)
+    ]
+    return {
+        "engine": pair.engine,
+        "lookahead": m,
+        "denoise_s": denoise,
+        "verify_and_accept_s": verify,
+        "step_s": whole,
+        "host_s": None if whole is None else whole - denoise - (verify or 0.0),
+        "floor_denoise_s": floors[0],
+        "floor_verify_and_accept_s": floors[1],
+        "ratio": None if whole is None else whole / sum(floors),
+    }
+
+
+def _whole_step(stage: Stage, pair: LoadedPair, m: int) -> float | None:
+    """Seconds of a step of a generation, the middle one of those that draft `m` tokens."""
+    if pair.verifier is None:
+        return None
+    wanted = 6 if stage.small else 40
+    contenders = stage.contenders([f"{APD},M={m}"], max_tokens=m + wanted * stage.accept)
+    (case,) = cases_of_shapes(
+        stage.shapes, pair, contenders, accept=stage.accept, prompt_tokens=PROMPT_TOKENS
+    )
+    request = replace(case.requests[0], pair=replace(case.requests[0].pair, engine=pair.engine))
+    taken: list[float] = []
+    for _ in range(2):  # the first records graphs
+        taken.clear()
+        before = time.perf_counter()
+        for event in request.events():
+            now = time.perf_counter()
+            if isinstance(event, StepEvent) and event.proposed == m:
+                taken.append(now - before)
+            before = now
+    return median(taken[2:])
+
+
+def attention(stage: Stage) -> dict[str, Any]:
+    """One layer's attention at the denoiser's sizes, in seconds.
+
+    masked: as graphs run it, groups as more queries under a mask of floats. repeated_groups: by
+    torch's own handling of groups under a mask of booleans. flash: without a mask, for comparison.
+    """
+    config = stage.shapes.denoiser
+    groups = config.num_heads // config.num_kv_heads
+    length = bucket(LOOKAHEADS[0] + WINDOW + stage.accept - 1) or 128
+    found = []
+    for keys in (256,) if stage.small else (256, 1024, 4096):
+        found.append({"keys": keys, **_attention_times(stage, config, groups, length, keys)})
+    return {"positions": length, "heads": config.num_heads, "attention": found}
+
+
+@torch.inference_mode()
+def _attention_times(
+    stage: Stage, config: ModelConfig, groups: int, length: int, keys: int
+) -> dict[str, Any]:
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, device=stage.device).to(stage.dtype)
+
+    q = random(1, config.num_heads, length, config.head_dim)
+    k, v = (random(1, config.num_kv_heads, keys, config.head_dim) for _ in range(2))
+    allowed = (torch.arange(keys, device=stage.device) < keys - 40).expand(length, keys)
+    floats = torch.zeros(length, keys, device=stage.device, dtype=stage.dtype)
+    floats = floats.masked_fill_(~allowed, NEVER).repeat(groups, 1)
+    grouped = q.reshape(1, config.num_kv_heads, -1, config.head_dim)
+    ways: dict[str, Callable[[], Tensor]] = {
+        "masked_s": lambda: F.scaled_dot_product_attention(grouped, k, v, attn_mask=floats),
+        "repeated_groups_s": lambda: F.scaled_dot_product_attention(
+            q, k, v, attn_mask=allowed, enable_gqa=True
+        ),
+        "flash_s": lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
+    }
+    return {name: best_seconds(way, stage.device, 20) for name, way in ways.items()}
+
+
+@torch.inference_mode()
+def profile(stage: Stage) -> dict[str, Any]:
+    """The kernels of a step at the largest lookahead, those that take longest first."""
+    from torch.profiler import ProfilerActivity
+
+    cuda = stage.device.type == "cuda"
+    pair = stage.models() if cuda else replace(stage.models(), engine="graphs")
+    scene = Scene.of(stage, pair, LOOKAHEADS[0])
+    repeats = 3
+    for _ in range(3):  # record
+        scene.denoise()
+        if scene.models.verifier is not None:
+            scene.verify()
+    settle(stage.device)
+    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as seen:
+        for _ in range(repeats):
+            scene.denoise()
+            if scene.models.verifier is not None:
+                scene.verify()
+        settle(stage.device)
+    clock = "self_device_time_total" if cuda else "self_cpu_time_total"
+    kernels = sorted(seen.key_averages(), key=lambda k: -getattr(k, clock))
+    return {
+        "lookahead": LOOKAHEADS[0],
+        "kernels_a_step": sum(k.count for k in kernels) / repeats,
+        "seconds_a_step": sum(getattr(k, clock) for k in kernels) / repeats / 1e6,
+        "longest": [
+            {
+                "name": k.key[:120],
+                "a_step": k.count / repeats,
+                "seconds_a_step": getattr(k, clock) / repeats / 1e6,
+            }
+            for k in kernels[:25]
+        ],
+    }
+
+
+def _configs(stage: Stage) -> list[ModelConfig]:
+    nets = (stage.shapes.denoiser, stage.shapes.verifier)
+    return [config for config in nets if config is not None]
