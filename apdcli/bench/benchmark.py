@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
+
 from apdcli.bench.floor import Rates
 from apdcli.bench.floor_table import weights_read
 from apdcli.bench.machine import describe
@@ -17,6 +19,7 @@ from apdcli.bench.report import Measured, Shape, summarize
 from apdcli.bench.runs import Case, Plan, Turn, complete
 from apdcli.bench.settings import Contender, written
 from apdcli.bench.shapes import (
+    Kept,
     WrappedPair,
     accepting,
     causal_view,
@@ -28,9 +31,11 @@ from apdcli.bench.sizes import Shapes
 from apdcli.decode.params import ApdParams, make_params
 from apdcli.engine.choice import resolve_engine
 from apdcli.engine.device import check_dtype, resolve_device
-from apdcli.engine.pair import LoadedPair
+from apdcli.engine.pair import LoadedPair, load_models
 from apdcli.engine.session import Prompt, Request, prepare
+from apdcli.load.settings import Settings
 from apdcli.load.weights import resolve_dtype
+from apdcli.models.quantized import quantization_of, weight_bytes
 from apdcli.models.transformer import Transformer
 
 FORMAT = 1  # of the JSON object; goes up when a key changes its meaning
@@ -64,9 +69,13 @@ def cases_of(
     Raises:
         PromptError, UsageError: as `engine.session.prepare`.
     """
+    pairs = {_kept(pair): pair}
     made = []
     for contender in contenders:
-        own = _as_asked(pair, contender)
+        kept = _wanted(contender.settings)
+        if kept not in pairs:
+            pairs[kept] = load_models(pair.profile, contender.settings)
+        own = _as_asked(pairs[kept], contender)
         requests = (prepare(own, prompt, contender.settings, raw=raw) for prompt in prompts)
         made.append(Case(contender.spec.name, tuple(requests)))
     return made
@@ -84,11 +93,15 @@ def cases_of_shapes(
 ) -> list[Case]:
     """The same on random weights: prompts of random ids, apd made to accept `accept` a step."""
     ids = [random_prompt(shapes, prompt_tokens, seed + n) for n in range(prompts)]
+    pairs = {_kept(pair): pair}
     made = []
     for contender in contenders:
         settings = contender.settings
         shared, own = make_params(contender.settings.strategy, **settings.decode_values())
-        models = _as_asked(pair, contender)
+        kept = _wanted(contender.settings)
+        if kept not in pairs:
+            pairs[kept] = _random(shapes, contender.settings)
+        models = _as_asked(pairs[kept], contender)
         if isinstance(own, ApdParams):
             models = WrappedPair.of(models, accepting(accept))
         requests = (Request(models, prompt, settings.strategy, shared, own) for prompt in ids)
@@ -105,12 +118,36 @@ def load_shapes(
         DeviceError: no such device, or too little memory on it.
     """
     settings = contenders[0].settings
-    device = resolve_device(settings["denoiser_device"].value)
+    device, dtype = _place(settings)
     check_dtype(settings["denoiser_dtype"].value, device)
-    dtype = resolve_dtype(settings["denoiser_dtype"].value, device)
     positions = prompt_tokens + max(c.settings["max_tokens"].value for c in contenders)
-    check_memory(shapes, device, dtype, positions, rows=_rows(contenders))
-    return random_pair(shapes, device, dtype, settings["engine"].value)
+    kept = tuple(dict.fromkeys(_wanted(c.settings) for c in contenders))
+    check_memory(shapes, device, dtype, positions, _rows(contenders), kept)
+    return _random(shapes, settings)
+
+
+def _place(settings: Settings) -> tuple[torch.device, torch.dtype]:
+    device = resolve_device(settings["denoiser_device"].value)
+    return device, resolve_dtype(settings["denoiser_dtype"].value, device)
+
+
+def _random(shapes: Shapes, settings: Settings) -> LoadedPair:
+    """Random models of these sizes, as the settings want their weights."""
+    kept = _wanted(settings)
+    return random_pair(shapes, *_place(settings), settings["engine"].value, kept)
+
+
+def _kept(pair: LoadedPair) -> Kept:
+    """What a pair's weights are kept in."""
+    verifier = "none" if pair.verifier is None else quantization_of(pair.verifier)
+    return quantization_of(pair.denoiser), verifier
+
+
+def _wanted(settings: Settings) -> Kept:
+    """What settings want the weights kept in."""
+    names = ("denoiser_quantize", "verifier_quantize")
+    denoiser, verifier = (settings[n].value if n in settings else "none" for n in names)
+    return denoiser, verifier
 
 
 def _rows(contenders: Sequence[Contender]) -> int:
@@ -180,6 +217,7 @@ def _setting(
         "strategy": contender.spec.strategy,
         "values": contender.settings.as_json(),
         "engine": pair.engine,
+        "weights_bytes": _weights(pair),
         "summary": summarize(case.name, repeats, first, measured),
     }
 
@@ -222,7 +260,13 @@ def _rates(pair: LoadedPair, seconds: float) -> Rates:
 
 def _shape(net: Transformer) -> Shape:
     dtype = net.model.embed_tokens.weight.dtype
-    return Shape(net.config, str(dtype).removeprefix("torch."))
+    return Shape(net.config, str(dtype).removeprefix("torch."), quantization_of(net))
+
+
+def _weights(pair: LoadedPair) -> int:
+    """Memory of both models' weights; a causal view has none of its own."""
+    nets = {id(net.model): net for net in (pair.denoiser, pair.verifier) if net is not None}
+    return sum(map(weight_bytes, nets.values()))
 
 
 def _models(pair: LoadedPair) -> dict[str, Any]:
@@ -230,12 +274,12 @@ def _models(pair: LoadedPair) -> dict[str, Any]:
     for name, net in (("denoiser", pair.denoiser), ("verifier", pair.verifier)):
         if net is not None:
             weight = net.model.embed_tokens.weight
-            count = net.config.num_parameters
             made[name] = {
                 "family": net.config.family,
-                "parameters": count,
-                "bytes": count * weight.element_size(),
+                "parameters": net.config.num_parameters,
+                "bytes": weight_bytes(net),
                 "device": str(weight.device),
                 "dtype": str(weight.dtype).removeprefix("torch."),
+                "quantize": quantization_of(net),
             }
     return made

@@ -4,7 +4,8 @@ Pure functions of model shapes: no torch, no clock. What is counted, and what is
 sum stays a lower bound that no implementation of the same step can pass:
 
 - Every weight of the layers is read once a forward, and the head's matrix once. Of an untied
-  embedding only the rows of the tokens are read, so Dream-7B moves 14.1 of its 15.2 GB.
+  embedding only the rows of the tokens are read, so Dream-7B moves 14.1 of its 15.2 GB. Quantized
+  weights count as they are kept.
 - Keys and values of the cached prefix are read once, those of the positions run are written once.
 - Matrix products cost 2 operations a weight and position (one multiply, one add); attention costs
   4 a head channel and (query, key) pair: half for the scores, half for the mix of values. A causal
@@ -26,6 +27,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from apdcli.models.config import ModelConfig
+from apdcli.models.formats import format_of, parameter_bytes, planned_bytes
+from apdcli.models.names import HEAD
 
 Window: TypeAlias = "int | str"
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -90,26 +93,33 @@ def floor_s(parts: Sequence[Part], rates: Rates) -> float:
     return sum(part.floor_s(rates) for part in parts)
 
 
-def layers_work(config: ModelConfig, forward: Forward, dtype_bytes: int) -> Work:
+def layers_work(
+    config: ModelConfig, forward: Forward, dtype_bytes: int, quantize: str = "none"
+) -> Work:
     """All layers and the last norm, with the gathered embedding rows and the KV cache."""
-    matrices, everything = _layer_parameters(config)
+    matrices = _matrices(config)
+    weights = planned_bytes(config, quantize, dtype_bytes) - _head_bytes(
+        config, dtype_bytes, quantize
+    )
+    if not config.tied:
+        weights -= config.vocab_size * config.hidden_size * dtype_bytes
     channels = config.num_layers * config.num_kv_heads * config.head_dim
     moved = (
-        everything
-        + forward.positions * config.hidden_size
+        forward.positions * config.hidden_size
         + 2 * channels * forward.keys  # prefix read, window written: each key and value once
     )
     pairs = forward.positions * forward.keys
     if config.causal:
         pairs -= forward.positions * (forward.positions - 1) / 2
     attention = 4 * config.num_layers * config.num_heads * config.head_dim * pairs
-    return Work(moved * dtype_bytes, 2 * matrices * forward.positions + attention)
+    operations = 2 * matrices * forward.positions + attention
+    return Work(weights + moved * dtype_bytes, operations)
 
 
-def head_work(config: ModelConfig, rows: float, dtype_bytes: int) -> Work:
+def head_work(config: ModelConfig, rows: float, dtype_bytes: int, quantize: str = "none") -> Work:
     """The head on `rows` positions: its matrix read once."""
     size = config.vocab_size * config.hidden_size
-    return Work(size * dtype_bytes if rows else 0, 2 * size * rows)
+    return Work(_head_bytes(config, dtype_bytes, quantize) if rows else 0, 2 * size * rows)
 
 
 def mixture_work(config: ModelConfig, rows: float, dtype_bytes: int) -> Work:
@@ -118,12 +128,17 @@ def mixture_work(config: ModelConfig, rows: float, dtype_bytes: int) -> Work:
 
 
 def forward_parts(
-    name: str, config: ModelConfig, forward: Forward, dtype_bytes: int
+    name: str, config: ModelConfig, forward: Forward, dtype_bytes: int, quantize: str = "none"
 ) -> tuple[Part, ...]:
-    """One forward pass of the model called `name`."""
+    """One forward pass of the model called `name`.
+
+    Args:
+        dtype_bytes: of a number that is computed with.
+        quantize: what the weights are kept in.
+    """
     return (
-        Part(f"{name} layers", layers_work(config, forward, dtype_bytes)),
-        Part(f"{name} head", head_work(config, forward.rows, dtype_bytes)),
+        Part(f"{name} layers", layers_work(config, forward, dtype_bytes, quantize)),
+        Part(f"{name} head", head_work(config, forward.rows, dtype_bytes, quantize)),
     )
 
 
@@ -159,31 +174,47 @@ class ApdStep:
         return Forward(positions=m, keys=self.cursor + m, rows=m)
 
     def parts(
-        self, denoiser: ModelConfig, verifier: ModelConfig | None, dtype_bytes: int
+        self,
+        denoiser: ModelConfig,
+        verifier: ModelConfig | None,
+        dtype_bytes: int,
+        quantize: tuple[str, str] = ("none", "none"),
     ) -> tuple[Part, ...]:
-        """What the step does, in order; without a verifier the draft alone."""
-        parts = forward_parts("denoiser", denoiser, self.denoiser, dtype_bytes)
+        """What the step does, in order; without a verifier the draft alone.
+
+        Args:
+            quantize: what the denoiser's and the verifier's weights are kept in.
+        """
+        parts = forward_parts("denoiser", denoiser, self.denoiser, dtype_bytes, quantize[0])
         if verifier is not None and self.max_lookahead > 1:
-            parts += forward_parts("verifier", verifier, self.verifier, dtype_bytes)
+            parts += forward_parts("verifier", verifier, self.verifier, dtype_bytes, quantize[1])
             rows = self.max_lookahead
             parts += (Part("mixture", mixture_work(denoiser, rows, dtype_bytes)),)
         return parts
 
 
-def causal_parts(config: ModelConfig, cursor: int, dtype_bytes: int) -> tuple[Part, ...]:
+def causal_parts(
+    config: ModelConfig, cursor: int, dtype_bytes: int, quantize: str = "none"
+) -> tuple[Part, ...]:
     """One token of an autoregressive model of that shape, `cursor` positions before it."""
     forward = Forward(positions=1, keys=cursor + 1, rows=1)
-    return forward_parts("autoregressive", config, forward, dtype_bytes)
+    return forward_parts("autoregressive", config, forward, dtype_bytes, quantize)
 
 
-def _layer_parameters(config: ModelConfig) -> tuple[int, int]:
-    """(weights of the matrices, all parameters) of the layers and the last norm."""
+def _head_bytes(config: ModelConfig, dtype_bytes: int, quantize: str) -> int:
+    """What the head's matrix takes; a tied one is the embedding, which stays as it is."""
+    kept = "none" if config.tied else format_of(HEAD, quantize)
+    return parameter_bytes((config.vocab_size, config.hidden_size), kept, dtype_bytes)
+
+
+def _matrices(config: ModelConfig) -> int:
+    """Weights of the layers' matrices."""
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     embedding = config.vocab_size * config.hidden_size * (1 if config.tied else 2)
     everything = config.num_parameters - embedding
     biases = config.num_layers * (q + 2 * kv) if config.qkv_bias else 0
     norms = (2 * config.num_layers + 1) * config.hidden_size
-    return everything - biases - norms, everything
+    return everything - biases - norms
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from apdcli.bench.floor import (
 from apdcli.bench.units import counted, markdown, ms, scaled
 from apdcli.load.settings import Settings
 from apdcli.models.config import ModelConfig
+from apdcli.models.formats import planned_bytes
 
 # What one H200 was measured to do: bytes a second from its memory, bf16 operations a second.
 H200 = Rates(4.3e12, 790e12)
@@ -59,12 +60,17 @@ def floors(
     dtype: str,
     steps: Sequence[ApdStep],
     rates: Rates,
+    quantize: tuple[str, str] = ("none", "none"),
 ) -> dict[str, Any]:
-    """The floors of some steps and of one causal token, as plain numbers for JSON."""
+    """The floors of some steps and of one causal token, as plain numbers for JSON.
+
+    Args:
+        quantize: what the denoiser's and the verifier's weights are kept in.
+    """
     size = DTYPE_BYTES[dtype]
     made: list[dict[str, Any]] = []
     for step in steps:
-        parts = step.parts(denoiser, verifier, size)
+        parts = step.parts(denoiser, verifier, size, quantize)
         seconds = floor_s(parts, rates)
         made.append(
             {
@@ -76,11 +82,18 @@ def floors(
                 "tokens_per_second": step.accepted / seconds,
             }
         )
-    causal = floor_s(causal_parts(denoiser, CURSOR, size), rates)
+    causal = floor_s(causal_parts(denoiser, CURSOR, size, quantize[0]), rates)
+    held = [
+        0 if config is None else planned_bytes(config, kept, size)
+        for config, kept in zip((denoiser, verifier), quantize, strict=True)
+    ]
     return {
         "dtype": dtype,
+        "quantize": list(quantize),
         "denoiser_parameters": denoiser.num_parameters,
+        "denoiser_bytes": held[0],
         "verifier_parameters": 0 if verifier is None else verifier.num_parameters,
+        "verifier_bytes": held[1],
         "rates": asdict(rates),
         "steps": made,
         "causal": {"floor_s": causal, "tokens_per_second": 1 / causal},
@@ -89,13 +102,12 @@ def floors(
 
 def floor_text(title: str, made: Mapping[str, Any]) -> str:
     """What :func:`floors` found, as Markdown."""
-    size = DTYPE_BYTES[made["dtype"]]
     rates = Rates(made["rates"]["bandwidth"], made["rates"]["operations"])
-    models = [("denoiser", made["denoiser_parameters"]), ("verifier", made["verifier_parameters"])]
     held = " and ".join(
-        f"{name} {counted(count)} parameters ({scaled(size * count, 'B')})"
-        for name, count in models
-        if count
+        f"{name} {counted(made[f'{name}_parameters'])} parameters"
+        f"{'' if kept == 'none' else f' in {kept}'} ({scaled(made[f'{name}_bytes'], 'B')})"
+        for name, kept in zip(("denoiser", "verifier"), made["quantize"], strict=True)
+        if made[f"{name}_parameters"]
     )
     text = (
         f"{title}: {held}, {made['dtype']}, at {scaled(rates.bandwidth, 'B/s')} and "

@@ -29,6 +29,7 @@ class Shape:
 
     config: ModelConfig
     dtype: str
+    quantize: str = "none"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def step_parts(split: Split, measured: Measured) -> list[Part]:
         if shape is not None:
             size = DTYPE_BYTES[shape.dtype]
             for forward in forwards:
-                parts += forward_parts(name, shape.config, forward, size)
+                parts += forward_parts(name, shape.config, forward, size, shape.quantize)
     if split.verifier_forwards:  # a draft waits for its judge
         size = DTYPE_BYTES[measured.denoiser.dtype]
         config = measured.denoiser.config
@@ -141,7 +142,8 @@ def tables(result: Mapping[str, Any]) -> str:
 def _heading(result: Mapping[str, Any]) -> str:
     machine, models = result["machine"], result["models"]
     shown = ", ".join(
-        f"{name} {counted(model['parameters'])} in {model['dtype']} on {model['device']}"
+        f"{name} {counted(model['parameters'])} in {_format(model)} on {model['device']}, "
+        f"{scaled(model['bytes'], 'B')}"
         for name, model in models.items()
     )
     prompts = len(result["prompts"])
@@ -160,6 +162,11 @@ def _heading(result: Mapping[str, Any]) -> str:
             f"{result['accept']} tokens a step."
         )
     return "\n".join(lines) + "\n"
+
+
+def _format(model: Mapping[str, Any]) -> str:
+    quantize: str = model["quantize"]
+    return model["dtype"] if quantize == "none" else f"{quantize} and {model['dtype']}"
 
 
 def _range(prompts: Sequence[Mapping[str, Any]]) -> str:
@@ -184,9 +191,14 @@ def _speeds(settings: Sequence[Mapping[str, Any]]) -> str:
                 scaled(setting["memory"]["peak_bytes"], "B"),
             ]
         )
-    head = (
+    head = [
         "setting", "tokens/s", "x the first", "tokens/step", "ms/step", "first text", "peak",
-    )  # fmt: skip
+    ]  # fmt: skip
+    weights = [setting["weights_bytes"] for setting in settings]
+    if len(set(weights)) > 1:
+        head.append("weights")
+        for row, size in zip(rows, weights, strict=True):
+            row.append(scaled(size, "B"))
     return markdown(head, rows)
 
 

@@ -148,7 +148,7 @@ def _parameter(piece: str, strategy: str, text: str) -> tuple[str, Any]:
     shared = tuple(n for n in SHARED_FIELDS if n != "seed")
     if not equals:
         raise UsageError(f"setting {text!r}: write {piece.strip()!r} as PARAMETER=VALUE")
-    known = (*own, *shared, "engine")
+    known = (*own, *shared, "engine", "quantize")
     if full not in known:
         close = nearest(full, known) or f"it has: {', '.join(known)}"
         raise UsageError(f"setting {text!r}: {strategy} has no parameter {name!r}; {close}")

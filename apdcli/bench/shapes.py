@@ -8,9 +8,9 @@ logits are nudged so that the unchanged algorithm accepts just so many tokens of
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,34 +21,59 @@ from apdcli.decode.types import Denoiser, Pair, Verifier
 from apdcli.engine.choice import resolve_engine
 from apdcli.engine.device import free_bytes
 from apdcli.engine.pair import LoadedPair, load_tokenizer
-from apdcli.errors import DeviceError
+from apdcli.errors import DeviceError, ModelError
+from apdcli.load.quantize import empty_layers
 from apdcli.models.config import ModelConfig
+from apdcli.models.formats import planned_bytes, unfit
+from apdcli.models.quantized import QuantizedLinear
+from apdcli.models.quantized_packed import pack
 from apdcli.models.transformer import Transformer
 
 _BLOCK = 1_000_003  # prime, so that no two rows of a matrix are the same
 _SURE = 1e6  # beside any difference of logits of random weights
 
 
-def needed_bytes(shapes: Shapes, dtype: torch.dtype, positions: int, rows: int) -> int:
-    """Memory that a run takes: weights, caches, and two [rows, vocab] float32 arrays a model."""
+Kept: TypeAlias = tuple[str, str]  # what the denoiser's and the verifier's weights are kept in
+_AS_THEY_ARE: Kept = ("none", "none")
+
+
+def needed_bytes(
+    shapes: Shapes,
+    dtype: torch.dtype,
+    positions: int,
+    rows: int,
+    quantize: Sequence[Kept] = (_AS_THEY_ARE,),
+) -> int:
+    """Memory that a run takes: weights, caches, and two [rows, vocab] float32 arrays a model.
+
+    Args:
+        quantize: of each pair that is held at once.
+    """
     size = DTYPE_BYTES[str(dtype).removeprefix("torch.")]
-    total = shapes.parameters * size
-    for config in (shapes.denoiser, shapes.verifier):
+    total = 0
+    for index, config in enumerate((shapes.denoiser, shapes.verifier)):
         if config is not None:
+            total += sum(planned_bytes(config, kept[index], size) for kept in quantize)
             channels = config.num_layers * config.num_kv_heads * config.head_dim
             total += 2 * channels * positions * size + 2 * rows * config.vocab_size * 4
     return total
 
 
 def check_memory(
-    shapes: Shapes, device: torch.device, dtype: torch.dtype, positions: int, rows: int
+    shapes: Shapes,
+    device: torch.device,
+    dtype: torch.dtype,
+    positions: int,
+    rows: int,
+    quantize: Sequence[Kept] = (_AS_THEY_ARE,),
 ) -> None:
     """Refuse, before anything is allocated, what the device has no room for.
 
     Raises:
         DeviceError: with what is needed and what is free.
     """
-    needed, free = needed_bytes(shapes, dtype, positions, rows), free_bytes(device)
+    needed = needed_bytes(shapes, dtype, positions, rows, quantize)
+    free = free_bytes(device)
     if free is not None and needed > free:
         shown = str(dtype).removeprefix("torch.")
         hint = "--dtype bfloat16 or " if dtype == torch.float32 else ""
@@ -59,16 +84,20 @@ def check_memory(
 
 
 def random_pair(
-    shapes: Shapes, device: torch.device, dtype: torch.dtype, engine: str = "auto"
+    shapes: Shapes,
+    device: torch.device,
+    dtype: torch.dtype,
+    engine: str = "auto",
+    quantize: Kept = _AS_THEY_ARE,
 ) -> LoadedPair:
     """A pair of these sizes with random weights; no text can be read from it.
 
     No stop id ends its answers, and its tokenizer is the embedded pair's: it only stands there.
     """
-    denoiser = random_transformer(shapes.denoiser, device, dtype, seed=1)
+    denoiser = random_transformer(shapes.denoiser, device, dtype, 1, quantize[0])
     verifier = None
     if shapes.verifier is not None:
-        verifier = random_transformer(shapes.verifier, device, dtype, seed=2)
+        verifier = random_transformer(shapes.verifier, device, dtype, 2, quantize[1])
     nets = [net for net in (denoiser, verifier) if net is not None]
     width = min(net.config.vocab_size for net in nets)
     return LoadedPair(
@@ -83,11 +112,27 @@ def random_pair(
 
 
 def random_transformer(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    quantize: str = "none",
 ) -> Transformer:
-    """Weights of spread 0.02 made in place: no second copy, no float32 of the whole model."""
+    """Weights of spread 0.02 made in place: no second copy, no float32 of the whole model.
+
+    Quantized ones are made as integers: torchao, which chooses them otherwise, is not needed.
+
+    Raises:
+        ModelError: a matrix does not fit the format.
+    """
+    reason = unfit(config, quantize)
+    if reason is not None:
+        raise ModelError(f"these sizes cannot be quantized to {quantize}: {reason}")
     with torch.device("meta"):
-        net = Transformer(config).to(dtype)
+        net = Transformer(config)
+        if quantize != "none":
+            empty_layers(net, quantize)
+        net = net.to(dtype)
     net = net.to_empty(device=device)
     generator = torch.Generator(device=device).manual_seed(seed)
     block = torch.empty(_BLOCK, device=device, dtype=dtype)
@@ -98,10 +143,16 @@ def random_transformer(
                 parameter.zero_()
             elif "norm" in name:
                 parameter.fill_(1.0)
-            else:
+            elif parameter.is_floating_point() and not name.endswith("scale"):
                 _tile(parameter.view(-1), block)
+        for module in net.modules():
+            if isinstance(module, QuantizedLinear):
+                module.randomize(0.02, generator)
     net.refresh_rope(device)
-    return net.eval().requires_grad_(False)
+    net.eval().requires_grad_(False)
+    if quantize != "none":
+        pack(net)
+    return net
 
 
 def random_prompt(shapes: Shapes, length: int, seed: int) -> tuple[int, ...]:

@@ -268,7 +268,11 @@ def _floor(
     places = (settings["denoiser_device"].value, settings["denoiser_dtype"].value)
     here, dtype = measured_rates(shapes.denoiser, shapes.verifier, *places, given=rates)
     steps = apd_steps([c.settings for c in contenders], accepted=job.accept)
-    made = floors(shapes.denoiser, shapes.verifier, dtype, steps, here)
+    kept = [
+        settings[n].value if n in settings else "none"
+        for n in ("denoiser_quantize", "verifier_quantize")
+    ]
+    made = floors(shapes.denoiser, shapes.verifier, dtype, steps, here, (kept[0], kept[1]))
     head = {"command": job.command, "profile": profile.name, "versions": versions()}
     return {**head, "complete": True, "floor": made}, floor_text(profile.name, made)
 

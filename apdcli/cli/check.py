@@ -19,10 +19,12 @@ from apdcli.errors import ModelError
 from apdcli.load.hub import resolve_model
 from apdcli.load.layout import Layout, check_layout
 from apdcli.load.profile import Profile, check_strategy, find_profile
+from apdcli.load.quantize import check_quantize
 from apdcli.load.settings import Settings, choose_profile, resolve_settings
 from apdcli.load.tokenizer import load_tokenizer
 from apdcli.load.weights import resolve_dtype
-from apdcli.models.quantized import planned_bytes
+from apdcli.models.formats import planned_bytes
+from apdcli.models.quantized import has_kernels
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def _model(role: str, layout: Layout, settings: Settings) -> ModelReport:
     device = resolve_device(settings[f"{role}_device"].value)
     dtype = resolve_dtype(settings[f"{role}_dtype"].value, device)
     quantize = settings[f"{role}_quantize"].value
+    check_quantize(quantize, layout.config, str(layout.folder))
     parameters = sum(prod(entry.shape) for _, entry in layout.entries.values())
     return ModelReport(
         role=role,
@@ -121,7 +124,9 @@ def _model(role: str, layout: Layout, settings: Settings) -> ModelReport:
         family=layout.config.family,
         parameters=parameters,
         bytes_stored=layout.num_bytes,
-        bytes_loaded=planned_bytes(layout.config, quantize, dtype, device),
+        bytes_loaded=planned_bytes(
+            layout.config, quantize, dtype.itemsize, kernel=has_kernels(device, dtype)
+        ),
         context=layout.config.max_positions,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 import apdcli
+from apdcli.demo import quantization
 from apdcli.demo.calibration import calibrate
 from apdcli.demo.corpus import FAMILIES, Example, check, probes
 from apdcli.demo.tables import markdown, save_card
@@ -37,6 +39,7 @@ SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("verifier alone", {"strategy": "autoregressive"}),
 )
 # What the pair was not trained to the end on is measured too, shortly.
+QUANTIZED_SETTINGS = ("one token a step", "APD R = 0.5")
 OUTSIDE_SETTINGS, OUTSIDE_PER_FAMILY = ("one token a step", "verifier alone"), 25
 
 
@@ -60,9 +63,14 @@ Table = Sequence[tuple[str, dict[str, Any]]]
 def answer_all(
     profile: str, settings: dict[str, Any], examples: Sequence[Example], threads: int
 ) -> list[Answer]:
-    """Answer the examples in order with one freshly loaded pair."""
+    """Answer the examples in order with one freshly loaded pair.
+
+    Args:
+        settings: of `apdcli.generate`; "quantize" among them is of `apdcli.load_pair`.
+    """
     torch.set_num_threads(threads)
-    pair = apdcli.load_pair(profile)
+    settings = dict(settings)
+    pair = apdcli.load_pair(profile, quantize=settings.pop("quantize", None))
     made = []
     for example in examples:
         given = {"max_tokens": MAX_TOKENS, "temperature": 0.0, **settings}
@@ -153,6 +161,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lookahead", type=int, help="M of all settings but the verifier alone")
     made.add_argument("--settings", help="only these, comma-separated, by the table's names")
     made.add_argument("--wrong", type=int, default=0, help="show up to N wrong answers of each")
+    made.add_argument(
+        "--quantization",
+        action="store_true",
+        help="instead: what int8 and int4 weights cost, by one token a step and by APD",
+    )
     made.add_argument("--no-calibration", action="store_true")
     made.add_argument("--json", type=Path, help="write everything measured to this file")
     made.add_argument("--card", type=Path, help="write a model card into this folder's README.md")
@@ -167,6 +180,8 @@ def main(argv: list[str] | None = None) -> int:
         e for e in probes(options.seed, options.split, options.per_family) if e.family in families
     ]
     names = options.settings.split(",") if options.settings else [name for name, _ in SETTINGS]
+    if options.quantization:
+        return _quantization(options, examples)
     table = chosen_settings(names, options.lookahead)
     results = evaluate(options.profile, examples, table, options.jobs, options.threads)
     for name, answers in results.items():
@@ -206,6 +221,20 @@ def main(argv: list[str] | None = None) -> int:
         options.json.write_text(json.dumps(measured) + "\n", encoding="utf-8")
     if options.card:
         save_card(options.card, text)
+    return 0
+
+
+def _quantization(options: argparse.Namespace, examples: Sequence[Example]) -> int:
+    """The table of formats of weights instead."""
+    table = quantization.quantized_rows(chosen_settings(QUANTIZED_SETTINGS, options.lookahead))
+    results = evaluate(options.profile, examples, table, options.jobs, options.threads)
+    sizes = quantization.held(options.profile)
+    sys.stdout.write(
+        f"{len(examples)} prompts of the {options.split} split, greedy, drawn with seed "
+        f"{options.seed}; {platform.machine()}, torch {torch.__version__}, torchao "
+        f"{metadata.version('torchao')}.\n\n"
+        + quantization.markdown(QUANTIZED_SETTINGS, results, sizes)
+    )
     return 0
 
 

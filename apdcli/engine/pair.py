@@ -16,7 +16,9 @@ from apdcli.engine.eager import EagerDenoiser, banned_ids
 from apdcli.errors import ModelError, PromptError, UsageError
 from apdcli.load import tokenizer as tokenizers
 from apdcli.load.hub import resolve_model
+from apdcli.load.layout import read_config
 from apdcli.load.profile import DEFAULT_PROFILE, ModelSection, Profile, find_profile
+from apdcli.load.quantize import check_quantize
 from apdcli.load.settings import Settings, resolve_settings
 from apdcli.load.tokenizer import Tokenizer
 from apdcli.load.weights import load_transformer
@@ -152,6 +154,9 @@ def load_models(profile: Profile, settings: Settings) -> LoadedPair:
         other = tokenizers.load_tokenizer(verifier_folder)
         check_agreement(tokenizer, other)
         shared = tokenizer.shared_ids(other)
+        # Before the larger model is read for nothing.
+        quantize = settings["verifier_quantize"].value
+        check_quantize(quantize, read_config(verifier_folder), str(verifier_folder))
     denoiser = _load("denoiser", denoiser_folder, settings)
     mask_id = denoiser.config.mask_id
     if mask_id is None:

@@ -1,7 +1,7 @@
 """Weight-only quantization while weights are read: torchao chooses the integers and their scales.
 
-Which parameters take part, and what is done with the integers, is `models.quantized`. torchao is
-an extra: it is imported here alone, and only when it is asked for.
+Which parameters take part is `models.formats`, what is done with the integers `models.quantized`.
+torchao is an extra: it is imported here alone, and only when it is asked for.
 """
 
 from __future__ import annotations
@@ -18,19 +18,32 @@ from torch import Tensor, nn
 
 from apdcli.errors import DeviceError, ModelError
 from apdcli.load.files import one_line
-from apdcli.models.quantized import GROUP, LINEARS, Int4Linear, QuantizedLinear, format_of
+from apdcli.models.config import ModelConfig
+from apdcli.models.formats import GROUP, format_of, unfit
+from apdcli.models.quantized import LINEARS, Int4Linear, QuantizedLinear
 from apdcli.models.transformer import Transformer
 
 INSTALL = "pip install 'apdcli[quantize]'"
 _PIECE = 2**24  # weights that are quantized at a time, in float32 with as many temporaries
 
 
-def check_torchao() -> None:
-    """Refuse quantization where its library is missing, before anything is read.
+def check_quantize(quantize: str, config: ModelConfig, source: str) -> None:
+    """Refuse a format that cannot be had, before any weight is read.
+
+    Args:
+        quantize: none, int8 or int4.
+        config: of the model.
+        source: its folder, for messages.
 
     Raises:
-        DeviceError: with how to install it.
+        ModelError: a matrix does not fit it.
+        DeviceError: torchao is not installed.
     """
+    if quantize == "none":
+        return
+    reason = unfit(config, quantize)
+    if reason is not None:
+        raise ModelError(f"{source} cannot be quantized to {quantize}: {reason}")
     try:
         metadata.version("torchao")
     except metadata.PackageNotFoundError:
@@ -39,25 +52,16 @@ def check_torchao() -> None:
         ) from None
 
 
-def empty_layers(net: Transformer, name: str, source: str) -> None:
+def empty_layers(net: Transformer, quantize: str) -> None:
     """Put quantized layers, still without weights, in the places of the linear ones.
 
     Args:
         net: on the meta device.
-        name: int8 or int4.
-        source: named in messages.
-
-    Raises:
-        ModelError: a matrix that cannot be cut into groups.
+        quantize: int8 or int4; it fits.
     """
     linears = [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear)]
     for path, linear in linears:
-        kind = LINEARS[format_of(f"{path}.weight", name)]
-        if kind is Int4Linear and linear.in_features % GROUP:
-            raise ModelError(
-                f"{source} cannot be quantized to int4: {path} has {linear.in_features} inputs, "
-                f"not a multiple of {GROUP}; use int8"
-            )
+        kind = LINEARS[format_of(f"{path}.weight", quantize)]
         owner, _, leaf = path.rpartition(".")
         made = kind(linear.in_features, linear.out_features, bias=linear.bias is not None)
         setattr(net.get_submodule(owner), leaf, made)

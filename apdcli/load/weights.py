@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from apdcli.errors import DeviceError, ModelError
 from apdcli.load.files import one_line
 from apdcli.load.layout import Layout, check_layout, damaged, read_config
-from apdcli.load.quantize import check_torchao, empty_layers, fill
+from apdcli.load.quantize import check_quantize, empty_layers, fill
 from apdcli.models.quantized import QuantizedLinear
 from apdcli.models.quantized_packed import pack
 from apdcli.models.transformer import Transformer
@@ -49,15 +49,14 @@ def load_transformer(
             matrix that the format does not fit.
         DeviceError: the device has no room, or is not there; torchao is missing or does not fit.
     """
-    if quantize != "none":
-        check_torchao()
     layout = check_layout(Path(folder))
+    check_quantize(quantize, layout.config, str(layout.folder))
     device = torch.device(device)
     wanted = resolve_dtype(dtype, device) if isinstance(dtype, str) else dtype
     with torch.device("meta"), _NoInit():
         net = Transformer(layout.config)
         if quantize != "none":
-            empty_layers(net, quantize, str(layout.folder))
+            empty_layers(net, quantize)
     try:
         _fill(net, layout, device, wanted)
         net.refresh_rope(device, _rope_dtype(layout, wanted))

@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from math import prod
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from apdcli.models.config import ModelConfig
-from apdcli.models.names import HEAD, weight_shapes
+from apdcli.models.formats import GROUP, KERNEL_ROWS
 from apdcli.models.transformer import Transformer
 
-GROUP = 32  # inputs that share a scale at 4 bits
 # Weights in floating point at a time: so many fit into a CPU's cache; a GPU wants few launches.
 _CPU_BLOCK, _BLOCK = 2**21, 2**26
-_KERNEL_ROWS = 16  # the 4-bit kernel wants a multiple
 _KERNEL_ERROR = 0.03  # in units of the result's spread; bfloat16 keeps 8 bits
 
 
@@ -39,6 +35,7 @@ class QuantizedLinear(nn.Module):
     """
 
     name: ClassVar[str]  # of the format
+    _range: ClassVar[tuple[int, int, float]]  # of the stored bytes, and the integers' deviation
     quantized: Tensor
     scale: Tensor
     bias: Tensor | None
@@ -60,6 +57,12 @@ class QuantizedLinear(nn.Module):
     def groups(self) -> int:
         """How many scales a row has."""
         return 1
+
+    def randomize(self, spread: float, generator: torch.Generator) -> None:
+        """Random integers, and scales that give the weights a standard deviation of `spread`."""
+        low, high, deviation = self._range
+        self.quantized.random_(low, high, generator=generator)
+        self.scale.fill_(spread / deviation)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
@@ -99,6 +102,7 @@ class Int8Linear(QuantizedLinear):
     """
 
     name = "int8"
+    _range = (-128, 128, 73.9)
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
         super().__init__(in_features, out_features, bias=bias)
@@ -113,7 +117,7 @@ class Int8Linear(QuantizedLinear):
         return made
 
     def product(self, x: Tensor) -> Tensor:
-        if _is_kernels(x.device, x.dtype) and _int8_kernel_works():
+        if has_kernels(x.device, x.dtype) and _int8_kernel_works():
             return _int8_kernel(x, self.quantized, self.scale)
         return super().product(x)
 
@@ -136,6 +140,7 @@ class Int4Linear(QuantizedLinear):
     """
 
     name = "int4"
+    _range = (0, 256, 4.61)
     zero: Tensor
     packed: Tensor | None
     scales: Tensor | None
@@ -152,10 +157,16 @@ class Int4Linear(QuantizedLinear):
         """How many scales a row has."""
         return self.in_features // GROUP
 
+    def randomize(self, spread: float, generator: torch.Generator) -> None:
+        """See the base class."""
+        super().randomize(spread, generator)
+        self.zero.random_(7, 9, generator=generator)
+        self.pack()
+
     def pack(self) -> None:
         """Take the order of torch's CPU kernel, where the layer is of its kind."""
         plain = self.scale
-        if not _is_kernels(plain.device, plain.dtype) or self.out_features % _KERNEL_ROWS:
+        if not has_kernels(plain.device, plain.dtype) or self.out_features % KERNEL_ROWS:
             return
         if not _int4_kernel_works():
             return
@@ -200,41 +211,7 @@ def weight_bytes(net: Transformer) -> int:
     return sum(weight.nbytes for weight in net.parameters())
 
 
-def format_of(parameter: str, quantize: str) -> str:
-    """What a network's parameter is kept in: "none", "int8" or "int4".
-
-    The layers' matrices are in the format asked for, a head of its own in 8 bits at most; what
-    else there is (embedding, tied head, norms, biases) stays as it is.
-
-    Args:
-        parameter: the core's name of it.
-        quantize: the format asked for.
-    """
-    if quantize == "none":
-        return "none"
-    if parameter == HEAD:
-        return "int8"
-    return quantize if parameter.endswith("_proj.weight") else "none"
-
-
-def planned_bytes(
-    config: ModelConfig, quantize: str, dtype: torch.dtype, device: torch.device | str
-) -> int:
-    """What :func:`weight_bytes` will say of a network that is loaded so."""
-    size, total = dtype.itemsize, 0
-    for parameter, shape in weight_shapes(config).items():
-        count, kept = prod(shape), format_of(parameter, quantize)
-        if kept == "int8":
-            total += count + shape[0] * size
-        elif kept == "int4":
-            packs = _is_kernels(torch.device(device), dtype) and shape[0] % _KERNEL_ROWS == 0
-            total += count // 2 + count // GROUP * (2 * size if packs else size + 1)
-        else:
-            total += count * size
-    return total
-
-
-def _is_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Where torch's integer kernels are the faster way: elsewhere they were slower by far."""
     return device.type == "cpu" and dtype == torch.bfloat16
 
@@ -276,17 +253,14 @@ _Kind = TypeVar("_Kind", bound=QuantizedLinear)
 
 
 def _sample(kind: type[_Kind]) -> _Kind:
-    """A small layer with integers, scales and zero points of every size, in bfloat16."""
+    """A small layer with integers of every size, in bfloat16."""
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode(False):
         layer = kind(64, 48, bias=False)
-        for name, value in layer.named_parameters():
-            if value.dtype == torch.int8:
-                value.random_(-128, 128, generator=generator)
-            elif value.dtype == torch.uint8:
-                value.random_(0, 16 if name == "zero" else 256, generator=generator)
-            else:
-                value.uniform_(0.01, 0.02, generator=generator)
+        layer.randomize(1.0, generator)
+        if isinstance(layer, Int4Linear):
+            layer.zero.random_(0, 16, generator=generator)
+        layer.scale.mul_(torch.rand(layer.scale.shape, generator=generator) + 0.5)
         return layer.to(torch.bfloat16)
 
 

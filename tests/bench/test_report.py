@@ -22,6 +22,7 @@ def setting(name: str, speed: float) -> dict[str, Any]:
     return {
         "name": name,
         "engine": "fast",
+        "weights_bytes": 30_400_000_000,
         "memory": {"peak_bytes": 3e8, "extra_bytes": 1e6, "kind": "rss"},
         "summary": {
             "tokens_per_second": spread(speed, speed - 1, speed + 1),
@@ -47,7 +48,12 @@ def result() -> dict[str, Any]:
         "accept": None,
         "machine": {"device": "A $processor$", "cores": 2, "threads": 2},
         "versions": {"apdcli": "1", "torch": "2"},
-        "models": {"denoiser": {"parameters": 7.6e9, "dtype": "float32", "device": "cpu"}},
+        "models": {
+            "denoiser": {
+                "parameters": 7.6e9, "bytes": 30.4e9, "dtype": "float32", "quantize": "none",
+                "device": "cpu",
+            }
+        },
         "prompts": [{"tokens": 9}, {"tokens": 21}],
         "repeats": 5,
         "rates": {
@@ -60,7 +66,7 @@ def result() -> dict[str, Any]:
 
 def test_the_tables_say_what_was_measured(result: dict[str, Any]) -> None:
     text = tables(result)
-    assert "demo: denoiser 7.60 B in float32 on cpu" in text
+    assert "demo: denoiser 7.60 B in float32 on cpu, 30.4 GB\n" in text
     assert "2 prompts of 9 to 21 tokens, 5 repeats in turns\n" in text
     speeds, steps = (
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -76,6 +82,18 @@ def test_the_tables_say_what_was_measured(result: dict[str, Any]) -> None:
     assert "in brackets a 94 % interval" in text
     assert "30.0 GB/s (dot over 12.0 MB) and 120 GFLOP/s (2048 x 2048 in float32), measured" in text
     assert text.endswith("Again: apd bench --repeats 5")
+
+
+def test_weights_of_fewer_bits_are_told(result: dict[str, Any]) -> None:
+    assert "weights" not in tables(result)
+    result["models"]["denoiser"] |= {"quantize": "int8", "bytes": 7.7e9}
+    result["settings"][1]["weights_bytes"] = 4_700_000_000
+    text = tables(result)
+    assert "7.60 B in int8 and float32 on cpu, 7.70 GB\n" in text
+    speeds = text.split("\n\n")[1].splitlines()
+    last = [line.strip("|").split("|")[-1].strip() for line in speeds]
+    assert last[0] == "weights"
+    assert last[2:] == ["30.4 GB", "4.70 GB"]
 
 
 def test_what_is_not_there_is_left_out(result: dict[str, Any]) -> None:
