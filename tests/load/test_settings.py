@@ -57,6 +57,28 @@ def test_precedence(profile: Profile, name: str) -> None:
         assert bare.value == IN_PROFILE[name]
 
 
+def test_quantize_of_each_model(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text(PROFILE.replace('model="y"', 'model="y"\nquantize="int8"'))
+    own = find_profile(path)
+    names = ("denoiser_quantize", "verifier_quantize")
+
+    def resolved(flag: str | None, environ: dict[str, str]) -> list[Setting]:
+        settings = resolve_settings(own, {"quantize": flag}, environ)
+        return [settings[name] for name in names]
+
+    assert resolved(None, {}) == [Setting("none", "default"), Setting("int8", "profile")]
+    assert resolved(None, {"APD_QUANTIZE": "int4"}) == [Setting("int4", "environment")] * 2
+    assert resolved("none", {"APD_QUANTIZE": "int4"}) == [Setting("none", "flag")] * 2
+    with pytest.raises(ProfileError, match="APD_QUANTIZE"):
+        resolved(None, {"APD_QUANTIZE": "int5"})
+    with pytest.raises(UsageError, match="one of none, int8, int4"):
+        resolved("int5", {})
+    path.write_text(PROFILE.replace('model="y"', 'model="y"\nquantize="q4"'))
+    with pytest.raises(ProfileError, match="quantize = 'q4' is wrong: it must be one of"):
+        find_profile(path)
+
+
 def test_strategy_and_its_parameters(profile: Profile) -> None:
     assert resolve_settings(profile, {}, {})["strategy"] == Setting("apd", "default")
     settings = resolve_settings(profile, {}, {"APD_STRATEGY": "left_to_right"})

@@ -48,7 +48,7 @@ class ApdLM(LM):  # type: ignore[misc]
         profile: a profile's name, or a path to a .toml file.
         batch_size, max_batch_size: the harness gives them; prompts are decoded one by one.
         settings: as `apdcli.generate` takes them: strategy, mixture_weight, max_tokens, ...;
-            device and dtype.
+            device, dtype and quantize.
 
         Raises:
             ApdError: no such profile, an unknown or misplaced setting, no such model.
