@@ -169,6 +169,7 @@ def causal_view(net: Transformer) -> Transformer:
     if net.packed is not None:  # fused weights are shared, too; all they ask `net` is its config
         view.packed = copy.copy(net.packed)
         view.packed.net = view
+        view.packed.spare_buffers = []  # graphs recorded over the others look both ways
     return view
 
 

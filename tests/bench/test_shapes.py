@@ -23,7 +23,9 @@ from apdcli.bench.shapes import (
 )
 from apdcli.bench.sizes import SHAPES, check_shapes, default_shape_specs, find_shapes
 from apdcli.decode.types import Pair, StepEvent, Verifier
+from apdcli.engine.choice import make_models
 from apdcli.engine.eager import EagerVerifier, banned_ids
+from apdcli.engine.graphs import GraphVerifier
 from apdcli.engine.pair import LoadedPair
 from apdcli.engine.session import Request
 from apdcli.errors import DeviceError, PromptError, UsageError
@@ -138,6 +140,21 @@ def test_a_causal_view_is_a_causal_model_with_the_same_weights(tiny: LoadedPair)
     assert split is not None
     assert split.denoiser_forwards == ()
     assert {forward.positions for forward in split.verifier_forwards[1:]} == {1}
+
+
+def test_a_causal_view_takes_no_graphs_of_the_denoiser() -> None:
+    """Windows of the same sizes, recorded over the same weights, with another mask."""
+    pair = random_pair(TINY, CPU, torch.float32, "fast")
+    view = causal_view(pair.denoiser)
+    width = view.config.vocab_size
+    banned = banned_ids(pair.allowed_ids, width, "cpu")
+    tokens = torch.arange(4, 30)
+    with torch.inference_mode():
+        both = make_models("graphs", pair.denoiser, None, banned, 64).denoiser
+        both.logits(tokens, 0, 1)
+        del both  # its buffers, and their graphs, lie ready for the next
+        alone, eager = GraphVerifier(view, banned, 64), EagerVerifier(view, banned, 64)
+        torch.testing.assert_close(alone.logits(tokens, 1), eager.logits(tokens, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
