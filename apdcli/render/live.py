@@ -4,6 +4,7 @@ Settled text is written once, as ordinary output that the terminal itself wraps,
 again; only the tail (the draft, masks, the status line) is redrawn. The cursor rests, hidden, on
 the last settled character, which is kept back for that: a terminal that reflows on a resize takes
 the cursor along with it, so the next redraw starts at the right place without counting rows.
+Where the size is told late, in a multiplexer, nothing is drawn until a resize is surely over.
 
 Ctrl-Z gives the terminal back before the process stops; in the background nothing is drawn. When
 the terminal is ours again, the text begins anew below what the shell has written meanwhile.
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from apdcli.render.state import Event
 
 REDRAW_S = 0.05  # at most 20 redraws a second
+RESIZE_S = 0.3  # tmux tells of a second resize up to 0.25 s after it has reflowed its lines
+_MOST_RESIZES_S = 3.0  # at the end, who still drags the window then gets the text all the same
 _SYNC = "\x1b[?2026h"
 _SYNC_END = "\x1b[?2026l"
 _HIDE = "\x1b[?25l"
@@ -69,7 +72,9 @@ class LiveView:
         self._terminal = terminal
         self._summary_to = summary_to
         self._palette = Palette(depth_of(terminal.environ))
-        self._line = Line(max(2, terminal.size()[0]))
+        self._size_seen = terminal.size()
+        self._resized_at: float | None = None
+        self._line = Line(max(2, self._size_seen[0]))
         self._taken = 0  # settled cells that were laid out
         self._kept: list[Cell] = []  # settled, but not yet written
         self._tail_rows = 0
@@ -123,6 +128,7 @@ class LiveView:
 
     def _leave(self) -> None:
         """Give the terminal back with the text so far on it."""
+        self._await_resize()
         self._size()
         self._send(_SYNC + self._settled_to_the_end() + _CLEAR_BELOW + RESET + _WRAP + _SYNC_END)
         self._send(_SHOW)
@@ -145,6 +151,8 @@ class LiveView:
             self._stack.enter_context(no_echo(self._keyboard))
             self._send(_HIDE)
             self._away = False
+        if self._is_resizing():
+            return
         columns, height = self._size()
         settled = self._settle(final=False)
         self._send(_SYNC + settled + self._tail(columns, height) + _SYNC_END)
@@ -155,6 +163,7 @@ class LiveView:
         if self._away:  # the shell's prompt is in this row
             self._begin_anew()
             text = "\r\n"
+        self._await_resize()
         self._size()
         text += self._settled_to_the_end()
         self._send(_SYNC + text + _CLEAR_BELOW + RESET + _WRAP + _SYNC_END + _SHOW)
@@ -173,6 +182,20 @@ class LiveView:
         """Leave the terminal as it was found, whatever has happened."""
         with contextlib.suppress(OSError):
             self._send(RESET + _WRAP + _SYNC_END + _SHOW)
+
+    def _is_resizing(self) -> bool:
+        """Whether the terminal may have another size by now than it says."""
+        size, now = self._terminal.size(), self._terminal.clock()
+        if size != self._size_seen:
+            self._size_seen, self._resized_at = size, now
+        if not self._terminal.resizes_late or self._resized_at is None:
+            return False
+        return now - self._resized_at < RESIZE_S
+
+    def _await_resize(self) -> None:
+        until = self._terminal.clock() + _MOST_RESIZES_S
+        while self._is_resizing() and self._terminal.clock() < until:
+            self._terminal.sleep(REDRAW_S)
 
     def _size(self) -> tuple[int, int]:
         columns, height = self._terminal.size()

@@ -34,6 +34,7 @@ class Terminal:
         size: (columns, rows), asked at each redraw, so a resize needs no signal.
         environ: decides about colours.
         clock: seconds, monotonic.
+        sleep: waits so many of them.
         foreground: whether the terminal is ours; in the background it belongs to the shell.
     """
 
@@ -41,7 +42,15 @@ class Terminal:
     size: Size
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
     foreground: Callable[[], bool] = lambda: True
+
+    @property
+    def resizes_late(self) -> bool:
+        """Whether a multiplexer may reflow its lines before it tells of the new size."""
+        return bool(self.environ.get("TMUX")) or self.environ.get("TERM", "").startswith(
+            ("tmux", "screen")
+        )
 
 
 def stream_size(stream: TextIO) -> Size:

@@ -121,6 +121,10 @@ class Clock:
         self.now += self.tick
         return self.now
 
+    def pass_(self, seconds: float) -> None:
+        """Let time go by."""
+        self.now += seconds
+
 
 class Screen(pyte.HistoryScreen):
     """pyte, with wide and combining characters as real terminals place them."""

@@ -262,6 +262,40 @@ def test_a_terminal_made_wider_or_taller_on_the_way() -> None:
     assert rows == lines.splitlines()
 
 
+@pytest.mark.parametrize("environ", [{"TMUX": "x"}, {"TERM": "screen-256color"}], ids=str)
+def test_where_resizes_are_told_late_nothing_is_drawn_before_they_are_over(environ) -> None:
+    words, terminal, clock = words_of(ENGLISH), FakeTerminal(60, 12), Clock(tick=0.0)
+    target = Terminal(terminal, terminal.size, COLOUR | environ, clock, lambda s: clock.pass_(s))
+    state, events = words.state(), list(apd_events(words))
+    with LiveView(state, target) as view:
+        for event in events[:4]:
+            clock.pass_(0.1)
+            view(event)
+        terminal.resize(50, 10)
+        before = terminal.sent
+        for event in events[4:6]:
+            clock.pass_(0.1)
+            view(event)  # noticed at the first of them
+        terminal.resize(40, 10)  # and another
+        for event in events[6:9]:
+            clock.pass_(0.1)
+            view(event)
+        assert terminal.sent == before
+        clock.pass_(0.15)
+        view(events[9])
+        assert terminal.sent != before
+        terminal.resize(60, 10)  # at the end it is waited for
+        before, began = terminal.sent, clock.now
+        for event in events[10:]:
+            view(event)
+        assert terminal.sent == before
+    assert 0.3 <= clock.now - began < 0.5
+    assert terminal.sent.endswith("\x1b[?25h")
+    terminal = FakeTerminal(60, 12)
+    show(words.state(), events, terminal, environ=COLOUR | environ)  # without any: as ever
+    assert terminal.rows() == typed(ENGLISH, 60, 12)
+
+
 def test_the_event_stream_is_only_read() -> None:
     words = words_of(ENGLISH)
     events = list(apd_events(words))

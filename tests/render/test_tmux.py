@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -12,13 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from apdcli.render.live import RESIZE_S
+
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 
 SCRIPT = """
 import sys, time
+from pathlib import Path
 from types import SimpleNamespace as E
 from apdcli.render import Settings, ViewState, open_view
-text, pace = open(sys.argv[1], encoding="utf-8").read(), float(sys.argv[2])
+text, here = open(sys.argv[1], encoding="utf-8").read(), Path(sys.argv[2])
+hurry, pause, paused = here / "hurry", here / "pause", here / "paused"
 steps = open(sys.argv[3], "w", buffering=1)
 data = text.encode()
 cuts = [data[i : i + 5] for i in range(0, len(data), 5)]
@@ -30,11 +35,16 @@ with open_view(state) as view:
         new = range(at, min(len(cuts), at + n % 4 + 1))
         at = new[-1] + 1
         draft = tuple((p, p) for p in range(at, min(len(cuts), at + 12)))
-        time.sleep(pace)
+        time.sleep(0.001 if hurry.exists() else 0.03)
+        if pause.exists():
+            paused.touch()
+            while pause.exists():
+                time.sleep(0.01)
         view(E(step=n, committed=tuple((p, p) for p in new), accepted=len(new), elapsed_s=n * 0.1,
                rejected=draft, phase="", clusters=()))
         print(n, file=steps)
     view(E(reason="length", steps=n, elapsed_s=n * 0.1))
+print("end", file=steps)
 """
 PARAGRAPH = "Several tokens at a time, each step in its own colour; the draft lies behind. "
 TEXT = "".join(
@@ -44,6 +54,8 @@ TEXT = "".join(
 
 
 class Tmux:
+    """A multiplexer of its own, with one window."""
+
     def __init__(self, socket: str, columns: int, lines: int) -> None:
         self.socket = socket
         size = ("-x", str(columns), "-y", str(lines))
@@ -57,6 +69,9 @@ class Tmux:
             command, check=True, capture_output=True, encoding="utf-8", env=environ
         )
         return done.stdout
+
+    def resize(self, columns: int, lines: int) -> None:
+        self("resize-window", "-t", "t", "-x", str(columns), "-y", str(lines))
 
     def wait(self, wanted: str) -> None:
         until = time.monotonic() + 90  # on a busy machine
@@ -72,14 +87,32 @@ class Tmux:
 
 
 def drawn(steps: Path) -> None:
-    """Wait until the view has certainly been drawn again: ten steps, or the end."""
+    """Wait until the view has certainly been drawn again: three steps, or the end."""
 
-    def count() -> int:
-        return steps.read_text().count("\n") if steps.exists() else 0
+    def lines() -> list[str]:
+        return steps.read_text().splitlines() if steps.exists() else []
 
-    before, until = count(), time.monotonic() + 10
-    while time.monotonic() < until and count() < before + 10:
+    before, until = len(lines()), time.monotonic() + 10
+    while time.monotonic() < until and len(lines()) < before + 3 and "end" not in lines():
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def no_frame_on_its_way(folder: Path) -> Iterator[None]:
+    """While this lasts the program waits between two frames, and tmux has the last of them.
+
+    A frame that was sent for the old size and read after the resize no program can help.
+    """
+    pause, paused, end = folder / "pause", folder / "paused", time.monotonic() + 10
+    pause.touch()
+    while not paused.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    try:
+        yield
+    finally:
+        paused.unlink(missing_ok=True)
+        pause.unlink()
 
 
 @pytest.fixture
@@ -90,35 +123,44 @@ def tmux(tmp_path: Path) -> Iterator[type[Tmux]]:
 
 
 @pytest.mark.parametrize(
-    ("size", "sizes"),
+    ("size", "resizes"),
     [
         ((80, 24), []),
         ((20, 8), []),
         ((39, 9), []),
         ((200, 50), []),
-        ((80, 24), [(50, 24), (120, 12), (33, 30), (80, 24)]),
-        ((40, 10), [(39, 10), (38, 10), (41, 10), (20, 10), (60, 5)]),
+        ((80, 24), [[(50, 24)], [(120, 12)], [(33, 30)], [(80, 24)]]),
+        ((40, 10), [[(50, 10)], [(30, 10)], [(60, 10)], [(44, 12)]]),
+        # of the second one tmux tells the program only when it has reflowed its lines
+        ((80, 24), [[(70, 24), (50, 24)], [(90, 24), (60, 24)], [(50, 24), (100, 24)]]),
     ],
+    ids=lambda value: str(value).replace(" ", ""),
 )
-def test_every_line_is_there_once(tmux, tmp_path, size, sizes) -> None:
+def test_every_line_is_there_once(tmux, tmp_path, size, resizes) -> None:
     (tmp_path / "text").write_text(TEXT, encoding="utf-8")
     (tmp_path / "run.py").write_text(SCRIPT, encoding="utf-8")
     terminal = tmux(*size)
-    pace = 0.02 if sizes else 0.001
-    steps = tmp_path / "steps"
-    command = f"{sys.executable} {tmp_path}/run.py {tmp_path}/text {pace} {steps} 2>/dev/null"
-    terminal("send-keys", "-t", "t", f"clear; {command}; echo DO''NE", "Enter")
-    for columns, lines in sizes:
-        # tmux tells the program of a resize up to a quarter of a second after it has reflowed
-        # its lines if there was another shortly before; what is drawn in between is misplaced
-        time.sleep(0.4)
+    steps, hurry = tmp_path / "steps", tmp_path / "hurry"
+    if not resizes:
+        hurry.touch()
+    command = f"{sys.executable} {tmp_path}/run.py {tmp_path}/text {tmp_path} {steps} 2>/dev/null"
+    # at the bottom of the screen: from its top tmux scrolls the cursor's own line away when lines
+    # get shorter, though there is room below, and nothing can be known of the cursor then
+    down = f"printf '%{size[1]}s' | tr ' ' '\\n'"
+    terminal("send-keys", "-t", "t", f"clear; {down}; {command}; echo DO''NE", "Enter")
+    for together in resizes:
         drawn(steps)
-        terminal("resize-window", "-t", "t", "-x", str(columns), "-y", str(lines))
+        with no_frame_on_its_way(tmp_path):
+            for columns, lines in together:
+                terminal.resize(columns, lines)
+        time.sleep(RESIZE_S)  # until then nothing is drawn
+    drawn(steps)
+    hurry.touch()
     terminal.wait("DONE")
     lines = terminal.lines()
     start = next(i for i, line in enumerate(lines) if line.startswith("0. "))
     shown = lines[start : lines.index("DONE")]
-    if not sizes:
+    if not resizes:
         assert shown == TEXT.splitlines()
         return
     # tmux keeps the wrap mark of a line whose draft it reflowed, and joins too much
