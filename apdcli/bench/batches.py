@@ -264,12 +264,12 @@ def gpu_part(stage: Any) -> dict[str, Any]:
     """The batches of `python -m apdcli.bench.gpu`: random weights, every row of another prompt.
 
     Args:
-        stage: a :class:`apdcli.bench.gpu_parts.Stage`.
+        stage: a :class:`apdcli.bench.gpu_stage.Stage`.
 
     Returns:
         The result of :func:`measure_batches`, and for each setting the ratio of 32 rows to one.
     """
-    from apdcli.bench.gpu_parts import PROMPT_TOKENS
+    from apdcli.bench.gpu_stage import PROMPT_TOKENS
 
     sizes = (1, 3) if stage.small else (1, 8, 32, 64)
     specs = ["one a step=left_to_right:M=32"]
