@@ -18,7 +18,7 @@ from torch import Tensor
 
 from apdcli.demo.corpus import generate
 from apdcli.demo.recipe import NEAR_DECAY, POOL_EXAMPLES, Stage
-from apdcli.demo.tokenizer import END_ID, MASK_ID, chat_text
+from apdcli.demo.tokenizer import END_ID, IM_END_ID, IM_START_ID, MASK_ID, chat_text
 
 PROMPT_WEIGHT = 0.2  # the prompt's tokens teach copying too, but are mostly random words
 
@@ -73,7 +73,7 @@ def pool_batches(
     if stage.objective == "causal":
         batches = list(causal_batches(rows, batch_tokens, rng))
     else:
-        batches = list(masked_batches(rows, batch_tokens, rng, stage.near))
+        batches = list(masked_batches(rows, batch_tokens, rng, stage.near, stage.answers))
     rng.shuffle(batches)
     return batches
 
@@ -136,11 +136,12 @@ def _draw_masking(answer: int, rng: Random) -> _Masking:
 
 
 def masked_batches(
-    rows: Sequence[Row], batch_tokens: int, rng: Random, near: float = 0.0
+    rows: Sequence[Row], batch_tokens: int, rng: Random, near: float = 0.0, answers: float = 0.0
 ) -> Iterator[Batch]:
     """Masked positions are predicted from the output one to their left (Dream's shift).
 
-    `near` is the extra weight right after the cursor of a masked suffix (see `Stage`).
+    `near` is the extra weight right after the cursor of a masked suffix, `answers` the share of
+    rows whose earlier answers are targets too (see `Stage`).
     """
     plans = [_draw_masking(len(r.answer), rng) for r in rows]
     lengths = [len(r.prompt) + p.end for r, p in zip(rows, plans, strict=True)]
@@ -156,12 +157,20 @@ def masked_batches(
             text = (row.answer + [END_ID] * max(0, space - len(row.answer)))[:space]
             hidden = _hidden_positions(plan, space, rng)
             shown = [MASK_ID if h else t for t, h in zip(text, hidden, strict=True)]
-            tokens.append(row.prompt + shown)
             base = line * width + len(row.prompt) - 1
             sources += [base + j for j, h in enumerate(hidden) if h]
             targets += [t for t, h in zip(text, hidden, strict=True) if h]
             extra = near if plan.cursor >= 0 else 0.0
             shares += [1.0 + extra * NEAR_DECAY**d for d in range(sum(hidden))]
+            prompt = list(row.prompt)
+            if answers > 0 and rng.random() < answers:
+                for span in _hidden_answers(row.prompt, plan, rng):
+                    sources += [line * width + at - 1 for at in span]
+                    targets += [prompt[at] for at in span]
+                    shares += [1.0 + extra * NEAR_DECAY**d for d in range(len(span))]
+                    for at in span:
+                        prompt[at] = MASK_ID
+            tokens.append(prompt + shown)
         yield _batch(tokens, sources, targets, shares)
 
 
@@ -171,6 +180,24 @@ def _hidden_positions(plan: _Masking, space: int, rng: Random) -> list[bool]:
     hidden = [rng.random() < plan.share for _ in range(space)]
     hidden[rng.randrange(min(space, plan.end))] = True
     return hidden
+
+
+def _earlier_answers(prompt: Sequence[int]) -> list[range]:
+    """Where the earlier answers of a chat prompt stand, without the tokens that close them."""
+    opening = list(prompt[max(at for at, token in enumerate(prompt) if token == IM_START_ID) :])
+    size, found = len(opening), []
+    for at in range(len(prompt) - size):
+        if list(prompt[at : at + size]) == opening:
+            found.append(range(at + size, prompt.index(IM_END_ID, at + size)))
+    return found
+
+
+def _hidden_answers(prompt: Sequence[int], plan: _Masking, rng: Random) -> list[list[int]]:
+    """Positions to hide of about half the earlier answers, in the way the last one is hidden."""
+    chosen = [span for span in _earlier_answers(prompt) if len(span) and rng.random() < 0.5]
+    if plan.cursor >= 0:
+        return [list(span[rng.randrange(len(span)) :]) for span in chosen]
+    return [[at for at in span if rng.random() < plan.share] for span in chosen]
 
 
 def _batch(

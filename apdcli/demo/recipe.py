@@ -26,7 +26,8 @@ class Stage:
     `warmup_pools`.  `weights` replaces the corpus' own family weights by name.  With `near`, the
     masked position d after the cursor of a masked suffix weighs 1 + near * NEAR_DECAY^d: what is
     decoded next matters most.  `history` is the share of examples that stand in a longer
-    conversation.
+    conversation, `answers` the share of masked examples in which about half the earlier answers
+    are targets as well: a long conversation with one short answer teaches little for its length.
     """
 
     objective: str
@@ -37,6 +38,7 @@ class Stage:
     weights: Mapping[str, float] = field(default_factory=dict)
     near: float = 0.0
     history: float = 0.0
+    answers: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,9 @@ PRESETS: dict[str, dict[str, Plan]] = {
                 Stage("masks", 110, 0.2, 0.12, 1.0, weights=STUDY, near=6.0),
                 Stage("masks", 90, 0.12, 0.005, weights=STUDY, near=6.0),
                 Stage("masks", 20, 0.2, 0.005, 1.0, weights=TALK, near=6.0, history=0.6),
+                Stage(
+                    "masks", 84, 0.2, 0.004, 1.0, weights=TALK, near=6.0, history=0.45, answers=0.6
+                ),
             ),
             batch_tokens=6144,
         ),

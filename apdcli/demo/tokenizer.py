@@ -17,7 +17,7 @@ from apdcli.demo.corpus.base import Message
 
 END, IM_START, IM_END, MASK = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"
 SPECIALS = (END, IM_START, IM_END, MASK)  # ids 0, 1, 2, 3
-END_ID, MASK_ID = 0, 3
+END_ID, IM_START_ID, IM_END_ID, MASK_ID = range(4)
 # From Qwen2's tokenizer.json.
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"

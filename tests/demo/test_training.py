@@ -99,6 +99,45 @@ def test_masked_batches_hide_what_they_ask_for_and_shift_by_one(rows: list[data.
         assert not bool((batch.tokens[:, :4] == tokens.MASK_ID).any())
 
 
+def test_earlier_answers_are_found_between_their_opening_and_their_end(tok: Tokenizer) -> None:
+    for row in data.encode_pool(tok, 3, "train", {}, 30, history=1.0):
+        spans = data._earlier_answers(row.prompt)
+        text = tok.decode(row.prompt, skip_special_tokens=False)
+        answers = [turn.split(tokens.IM_END)[0] for turn in text.split("assistant\n")[1:-1]]
+        assert [tok.decode([row.prompt[at] for at in span]) for span in spans] == answers
+
+
+def test_earlier_answers_are_targets_too_and_only_they_are_hidden_before_the_last(
+    tok: Tokenizer,
+) -> None:
+    rows = data.encode_pool(tok, 4, "train", {}, 60, history=1.0)
+    by_prompt = {tuple(t for t in row.prompt): row for row in rows}
+    more = 0
+    for batch in data.masked_batches(rows, 4096, Random(0), near=2.0, answers=0.7):
+        flat = batch.tokens.flatten()
+        assert bool((flat[batch.rows + 1] == tokens.MASK_ID).all())
+        assert int((flat == tokens.MASK_ID).sum()) == len(batch.rows) == len(batch.weights)
+        whole = flat.clone()
+        whole[batch.rows + 1] = batch.targets
+        for shown, line in zip(batch.tokens, whole.view_as(batch.tokens), strict=True):
+            row = next(r for p, r in by_prompt.items() if tuple(line[: len(p)].tolist()) == p)
+            hidden = {at for at, t in enumerate(shown.tolist()) if t == tokens.MASK_ID}
+            earlier = {at for at in hidden if at < len(row.prompt)}
+            assert earlier <= {at for span in data._earlier_answers(row.prompt) for at in span}
+            assert hidden - earlier
+            more += bool(earlier)
+    assert len(rows) * 0.4 < more < len(rows) * 0.75
+
+
+def test_without_earlier_answers_as_targets_batches_stay_what_they_were(
+    rows: list[data.Row],
+) -> None:
+    plain = list(data.masked_batches(rows, 2048, Random(7)))
+    for one, other in zip(plain, data.masked_batches(rows, 2048, Random(7), 0.0, 0.0), strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+        assert not bool((one.tokens[:, :4] == tokens.MASK_ID).any())
+
+
 def test_a_pool_depends_on_seed_stage_and_number_alone(
     tok: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
