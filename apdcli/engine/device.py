@@ -44,6 +44,16 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
+def flush_subnormals(device: torch.device) -> None:
+    """On a CPU: this thread, and those started after it, round numbers below 1.2e-38 to zero.
+
+    Attention over a long text is full of such probabilities, and arithmetic on them takes many
+    times as long as on others; `torch.set_flush_denormal(False)` undoes it.
+    """
+    if device.type == "cpu":
+        torch.set_flush_denormal(True)
+
+
 def check_dtype(name: str, device: torch.device) -> None:
     """Refuse a format that the device cannot compute in.
 
