@@ -16,6 +16,7 @@ from typer.main import get_command
 from apdcli import __version__
 from apdcli.cli import bench, chat_options, eval_options, options, profiles, tune_options
 from apdcli.cli.context import Context
+from apdcli.cli.helptext import fitting, help_width
 from apdcli.errors import UsageError
 
 Todo = Callable[[Context], int]
@@ -85,11 +86,15 @@ def parse(args: list[str], context: Context) -> Todo | int:
     Raises:
         UsageError: the command line is wrong.
     """
-    command = get_command(build())
+    command = fitting(get_command(build()))
     commands = getattr(command, "commands", {})
     try:
         result = command.main(
-            _as_meant(args, commands), prog_name="apd", standalone_mode=False, obj=context
+            _as_meant(args, commands),
+            prog_name="apd",
+            standalone_mode=False,
+            obj=context,
+            terminal_width=help_width(),
         )
     except Exception as error:
         # Typer carries Click inside or takes the installed one: their classes have this in common

@@ -123,8 +123,8 @@ FLAGS: tuple[Flag, ...] = tuple(
         key=lambda flag: _GROUPS.index(flag.group),
     )
 )
-_EPILOG = """\b
-Settings take turns on every prompt, so that the machine's noise falls on all alike.
+_EPILOG = """Settings take turns on every prompt, so that the machine's noise falls on all alike.
+
 \b
 Examples:
   apd bench

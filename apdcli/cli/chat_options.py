@@ -12,11 +12,12 @@ import typer
 
 from apdcli.cli.options import FLAGS, OUTPUT, PROMPT, Flag, GroupedCommand, with_flags
 
-_EPILOG = """\b
+_EPILOG = """\
 In a pipe each line is a message and each answer follows at once, without any decoration. With
 --json a line that begins with { is an object, {"prompt": "...", "temperature": 0.7, "id": 1},
 and each answer is an object on one line. A line that is wrong gets {"error": ...} in its place
 and the status at the end is 1. Nothing in a line is a command.
+
 \b
 Examples:
   apd chat

@@ -67,11 +67,11 @@ FLAGS: tuple[Flag, ...] = (
     ),
     *(_OTHERWISE.get(flag.name, flag) for flag in options.FLAGS if flag.name not in _NOT_OURS),
 )
-EPILOG = """\b
-Without --limit a family gives 50 prompts and a file all it has. A task file has lines
+EPILOG = """Without --limit a family gives 50 prompts and a file all it has. A task file has lines
 {"prompt": ..., "answer": ...} or {"messages": [...], "answer": ...}; its first line may be
 {"scorer": "number"}. "answer" may be a list of which any counts; "choices" and "tests" are
 for the scorers choice and python.
+
 \b
 Examples:
   apd eval --task sort

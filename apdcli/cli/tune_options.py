@@ -127,10 +127,10 @@ FLAGS: tuple[Flag, ...] = (
     *_kept(),
     *(flag for flag in _OWN if flag.group == OUTPUT),
 )
-EPILOG = """\b
-The search is kept and goes on where it stopped: after Ctrl-C, a kill, or with
+EPILOG = """The search is kept and goes on where it stopped: after Ctrl-C, a kill, or with
 more --trials. Status 1 means that no setting reaches the target; the nearest
 one is shown.
+
 \b
 Examples:
   apd tune --target-speed 3x
