@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,22 @@ def markdown(measured: Mapping[str, Any]) -> str:
     return text
 
 
-def save_card(folder: Path, tables: str) -> None:
-    """Write the model card: what the pair is, how it was made, and what was measured."""
-    made = CARD.replace("@TABLES@", tables)
-    (folder / "README.md").write_text(made, encoding="utf-8")
+def save_card(folder: Path, heading: str, text: str) -> None:
+    """Put `text` under `## heading` in the folder's model card; other sections stay as they are.
+
+    A folder without a card gets one that says what such a pair is and how it is made.
+    """
+    path = folder / "README.md"
+    card = path.read_text(encoding="utf-8") if path.exists() else CARD
+    section = f"## {heading}\n{text.rstrip()}\n"
+    parts = re.split(r"^(?=## )", card, flags=re.MULTILINE)
+    places = [at for at, part in enumerate(parts) if part.startswith(f"## {heading}\n")]
+    if places:
+        last = places[0] == len(parts) - 1
+        parts[places[0]] = section if last else section + "\n"
+    else:
+        parts += ["\n" + section]
+    path.write_text("".join(parts), encoding="utf-8")
 
 
 CARD = """# The embedded pair
@@ -145,9 +158,4 @@ masks. The numbers of the recipe are in `apdcli/demo/recipe.py`; the mixture of 
 between stages after looking at the tuning split (never at the test split), and the recipe holds
 the stages as they were run. `--preset gpu` trains a pair five times larger on all families; it has
 not been run.
-
-## What was measured
-Made by `python -m apdcli.demo.evaluate`. No prompt of the test split was seen in training: the
-splits are made by a hash of the prompt. Intervals are 95 % (Wilson; paired for differences).
-
-@TABLES@"""
+"""

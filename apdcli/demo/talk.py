@@ -11,15 +11,21 @@ import platform
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 import apdcli
 from apdcli.demo.corpus import Example, conversations
 from apdcli.demo.evaluate import Answer, chosen_families, chosen_settings, evaluate
-from apdcli.demo.tables import percent, table
+from apdcli.demo.tables import percent, save_card, table
 
 EARLIER = (0, 1, 2, 4, 8, 12, 16)
+INTRODUCTION = """\
+Made by `python -m apdcli.demo.talk`: the last question is judged; other questions of the test split,
+with right answers, came before it.
+
+"""
 SETTINGS = ("one token a step", "APD R = 0.5", "verifier alone")
 
 
@@ -54,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lookahead", type=int, default=32, help="M")
     made.add_argument("--jobs", type=int, default=2, help="processes")
     made.add_argument("--threads", type=int, default=1, help="threads of each process")
+    made.add_argument("--card", type=Path, help="put it into the model card of this folder")
     return made
 
 
@@ -73,11 +80,14 @@ def main(argv: list[str] | None = None) -> int:
     asked = [example for examples in drawn.values() for example in examples]
     settings = chosen_settings(SETTINGS, options.lookahead)
     results = evaluate(options.profile, asked, settings, options.jobs, options.threads)
-    sys.stdout.write(
+    text = (
         f"{options.prompts} prompts of the {options.split} split in each row, greedy, drawn with "
         f"seed {options.seed}; accuracy in % (95 %); {platform.machine()}, torch "
         f"{torch.__version__}.\n\n" + markdown(lengths, results, options.prompts)
     )
+    sys.stdout.write(text)
+    if options.card:
+        save_card(options.card, "In a conversation", INTRODUCTION + text)
     return 0
 
 

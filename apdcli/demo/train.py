@@ -254,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train what is not yet trained; status 0 when all is done, 75 when time ran out first."""
     options = parser().parse_args(argv)
     torch.set_num_threads(options.threads)
-    # A trained softmax underflows: with subnormal numbers the backward pass takes 3.5 times as long.
+    # A trained softmax underflows; with subnormal numbers a backward pass takes 3.5 times as long.
     torch.set_flush_denormal(True)
     if options.fresh:
         shutil.rmtree(options.state, ignore_errors=True)

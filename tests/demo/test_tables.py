@@ -39,11 +39,19 @@ def test_report_has_accuracy_difference_and_tokens_a_step() -> None:
     assert "| copy | 2 | 100 (34 to 100) | 50 |" in text
 
 
-def test_card_holds_the_report(tmp_path: Path) -> None:
-    save_card(tmp_path, markdown(made_up()))
-    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+def test_card_holds_the_report_and_keeps_what_people_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    save_card(tmp_path, "What was measured", markdown(made_up()))
+    card = path.read_text(encoding="utf-8")
+    assert card.startswith("# The embedded pair\n")
     assert "| APD R = 0.5 |" in card
-    assert "@" not in card
+    path.write_text(card.replace("## How it was made\n", "## How it was made\nBy hand.\n"))
+    save_card(tmp_path, "In a conversation", "first\n")
+    save_card(tmp_path, "What was measured", "nothing\n")
+    save_card(tmp_path, "In a conversation", "second\n")
+    card = path.read_text(encoding="utf-8")
+    assert "\nBy hand.\n" in card
+    assert card.endswith("\n\n## What was measured\nnothing\n\n## In a conversation\nsecond\n")
 
 
 def test_every_setting_of_the_promised_table_is_there() -> None:
