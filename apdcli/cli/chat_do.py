@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +13,7 @@ from apdcli.chat.files import MOST_BYTES, read_text_file
 from apdcli.chat.screen import clipboard_code, stats_lines
 from apdcli.chat.sessions import Session, Turn
 from apdcli.cli.chat_knobs import UNSET, fresh_seed, settings_in, shown
+from apdcli.cli.editor import run_editor
 from apdcli.cli.outputs import check_picture_name, check_writable
 from apdcli.errors import UsageError
 
@@ -27,7 +25,6 @@ _ON_OFF = {"on": True, "off": False}
 _MOST_SESSIONS = 20
 # Never kept as settings.
 _OF_THE_RUN = ("profile", "system", "device", "dtype", "quantize", "engine")
-_EDITOR = "notepad" if os.name == "nt" else "vi"
 
 
 def _help(loop: Loop, _: str) -> None:
@@ -125,25 +122,10 @@ def edited(loop: Loop, text: str) -> str:
     Raises:
         UsageError: the editor cannot be started, or says that it failed.
     """
-    environ = loop.context.environ
-    command = environ.get("VISUAL") or environ.get("EDITOR") or _EDITOR
     with tempfile.TemporaryDirectory(prefix="apd-") as folder:
         path = Path(folder) / "message.md"
         path.write_bytes((text + "\n").encode("utf-8", "replace"))
-        try:
-            words = [*shlex.split(command), str(path)]
-            process = subprocess.Popen(words)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot start the editor {command!r}: set $EDITOR") from error
-        while True:
-            try:
-                status = process.wait()
-                break
-            except KeyboardInterrupt:  # that key was the editor's
-                continue
-        loop.context.signals.rearm()
-        if status != 0:
-            raise UsageError(f"the editor {command!r} ended with status {status}; nothing was done")
+        run_editor(path, loop.context)
         return path.read_bytes().decode("utf-8", "replace").rstrip("\r\n")
 
 

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from apdcli.cli.report import settings_line
+from apdcli.cli.report import before_a_run, settings_line
 from apdcli.decode.params import make_params
 from apdcli.engine.device import resolve_device
 from apdcli.engine.pair import check_agreement
@@ -60,17 +60,18 @@ class Report:
             "settings": self.settings.as_json(),
         }
 
-    def lines(self) -> list[str]:
-        """For people."""
-        lines = [f"profile   {self.profile.name} ({self.profile.path})"]
+    def rows(self) -> list[tuple[str, str]]:
+        """For people: what of, and what it is; "" where it is more of the row before."""
+        rows = [("profile", f"{self.profile.name} ({self.profile.path})")]
         for model in self.models:
-            lines.append(
-                f"{model.role:9} {model.folder}\n"
-                f"          {model.family}, {_counted(model.parameters)} parameters, "
+            rows.append((model.role, model.folder))
+            what = (
+                f"{model.family}, {_counted(model.parameters)} parameters, "
                 f"{_sized(model.bytes_loaded)} as {_format(model)} on {model.device}, "
                 f"context {model.context}"
             )
-        return [*lines, f"settings  {settings_line(self.settings)}", "ready     yes"]
+            rows.append(("", what))
+        return [*rows, ("settings", settings_line(self.settings)), ("ready", "yes")]
 
 
 def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
@@ -101,7 +102,7 @@ def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
     if len(tokenizers) == 2:
         check_agreement(*tokenizers)
     models = tuple(_model(role, layout, settings) for role, layout in layouts.items())
-    return Report(profile, settings, models)
+    return Report(profile, before_a_run(settings), models)
 
 
 def _check_roles(layouts: Mapping[str, Layout]) -> None:

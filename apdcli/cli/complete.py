@@ -225,7 +225,8 @@ def _matching(found: Sequence[Candidate], current: str) -> list[Candidate]:
 def _values(param: Any, typed: _Typed, current: str, environ: Mapping[str, str]) -> list[Candidate]:
     """Values of an option or argument."""
     name = param.name
-    if name == "profile" or (name == "name" and typed.command.name in ("show", "path", "check")):
+    named = name == "name" and typed.command.name in ("show", "path", "edit", "check")
+    if name == "profile" or named:
         return _profiles()
     if name == "strategy":
         return _strategies(_grouped(typed).strategies)

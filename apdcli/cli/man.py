@@ -35,7 +35,7 @@ _VARIABLES = (
     ("FORCE_COLOR", "On a terminal: 0 none, 1 the 16 of every terminal, 2 256, 3 all colours."),
     ("TERM", "dumb: plain text, no live view."),
     ("COLUMNS", "How wide help and lists are; the live view asks the terminal itself."),
-    ("VISUAL, EDITOR", "The editor of /edit in a chat."),
+    ("VISUAL, EDITOR", "The editor of apd profiles edit, and of /edit in a chat."),
     ("HF_HOME, HF_TOKEN, HF_HUB_OFFLINE", "The hub's cache, its key, and no network."),
 )
 _FILES = (

@@ -1,4 +1,4 @@
-"""`apd profiles`: what there is, what it says, where it lies, a new one, and a check. Prints.
+"""`apd profiles`: what there is, what it says, where it lies; a new one, a change, a check. Prints.
 
 Loads no torch but for `check`. Knows nothing of decoding.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apdcli.cli.context import Context
+from apdcli.errors import UsageError
 from apdcli.render.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -22,23 +23,35 @@ if TYPE_CHECKING:
 
 Todo = Callable[[Context], int]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name, or a path to a .toml file.")]
+Effective = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[NAME]",
+        show_default=False,
+        help="A name, or a path to a .toml file [default: APD_PROFILE, else demo].",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+_NO_BREAK = "\N{NO-BREAK SPACE}"  # textwrap does not break there
 
 
 def build() -> typer.Typer:
     """The group of commands."""
-    app = typer.Typer(help="See, check and make profiles.", rich_markup_mode=None)
+    app = typer.Typer(help="See, check, make and change profiles.", rich_markup_mode=None)
     app.callback(invoke_without_command=True)(_group)
     app.command("list")(_list)
     app.command("show")(_show)
     app.command("path")(_path)
     app.command("new")(_new)
+    app.command("edit")(_edit)
     app.command("check")(_check)
     return app
 
 
 def _group(ctx: typer.Context) -> Any:
-    """See, check and make profiles."""
+    """See, check, make and change profiles."""
     return _list() if ctx.invoked_subcommand is None else None
 
 
@@ -55,22 +68,24 @@ def _list(as_json: Json = False) -> Todo:
         wide = max((len(entry.name) for entry in entries), default=0)
         for entry in entries:
             what = entry.description if entry.problem is None else f"unusable: {entry.problem}"
+            what += " (hides the shipped one)" if entry.hides else ""
             context.print(_fitted(f"{entry.name:{wide}}  {entry.source:7}  ", what, context))
         return 0
 
     return run
 
 
-def _show(name: Name, as_json: Json = False) -> Todo:
+def _show(name: Effective = None, as_json: Json = False) -> Todo:
     """Show a profile: its file, and every setting with where it comes from."""
 
     def run(context: Context) -> int:
+        from apdcli.cli.report import NEW_SEED, before_a_run
         from apdcli.load.profile import find_profile
-        from apdcli.load.settings import resolve_settings
+        from apdcli.load.settings import choose_profile, resolve_settings
 
-        profile = find_profile(name)
+        profile = find_profile(choose_profile(name, context.environ).value)
         text = profile.path.read_text(encoding="utf-8-sig")
-        settings = resolve_settings(profile, {"profile": name}, context.environ)
+        settings = before_a_run(resolve_settings(profile, {"profile": name}, context.environ))
         if as_json:
             shown = {"name": profile.name, "path": str(profile.path), "source": profile.source}
             context.print(_dump({**shown, "text": text, "settings": settings.as_json()}))
@@ -78,8 +93,9 @@ def _show(name: Name, as_json: Json = False) -> Todo:
         context.print(f"# {profile.path} ({profile.source})\n{text.rstrip()}\n\n# in effect")
         for key, setting in settings.items():
             if key != "profile":
-                origin = _origin(setting.origin, settings)
-                context.print(f"# {key} = {json.dumps(setting.value)}  ({origin})")
+                unseeded = key == "seed" and setting.value is None
+                value = NEW_SEED if unseeded else json.dumps(setting.value)
+                context.print(f"# {key} = {value}  ({_origin(setting.origin, settings)})")
         return 0
 
     return run
@@ -122,39 +138,100 @@ def _new(
 
     def run(context: Context) -> int:
         from apdcli.load.new_profile import new_profile
+        from apdcli.load.profile import shipped_path
 
         context.print(str(new_profile(name)))
+        if shipped_path(name):
+            _note(_hides(name), context)
         return 0
 
     return run
 
 
-def _check(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A name or a .toml file [default: demo].")
-    ] = None,
-    as_json: Json = False,
-) -> Todo:
+def _edit(name: Name) -> Todo:
+    """Change a profile of your own in $VISUAL or $EDITOR, then check what it says.
+
+    A shipped profile stays as it is: a copy of it becomes your own, and wins over it.
+    """
+
+    def run(context: Context) -> int:
+        from apdcli.cli.editor import chosen_editor, run_editor
+        from apdcli.load.new_profile import editable_profile
+        from apdcli.load.profile import find_profile
+
+        if not chosen_editor(context.environ) and not is_terminal(context.stdin):
+            raise UsageError("no terminal to edit on: set $EDITOR, or see 'apd profiles path NAME'")
+        path, copied = editable_profile(name)
+        before = path.read_bytes()
+        try:
+            run_editor(path, context)
+        finally:
+            unchanged = copied and path.is_file() and path.read_bytes() == before
+            if unchanged:
+                path.unlink()
+        if unchanged:
+            _note("unchanged; the shipped profile stays in effect", context)
+            return 0
+        if copied:
+            _note(_hides(name), context)
+        find_profile(path)
+        context.print(str(path))
+        return 0
+
+    return run
+
+
+def _hides(name: str) -> str:
+    return f"it hides the shipped profile {name!r} from now on; remove the file to have that back"
+
+
+def _note(text: str, context: Context) -> None:
+    """What is good to know, for people alone."""
+    if is_terminal(context.stderr):
+        context.say(text)
+
+
+def _check(name: Effective = None, as_json: Json = False) -> Todo:
     """Check a profile's models without reading the weights, and say what would run."""
 
     def run(context: Context) -> int:
         from apdcli.cli.check import check_profile
 
         report = check_profile(name, context.environ)
-        context.print(_dump(report.as_json()) if as_json else "\n".join(report.lines()))
+        if as_json:
+            context.print(_dump(report.as_json()))
+            return 0
+        for what, text in report.rows():
+            text = _kept_together(text) if what == "settings" else text
+            context.print(_fitted(f"{what:9} ", text, context, whole_words=True))
         return 0
 
     return run
 
 
-def _fitted(head: str, text: str, context: Context) -> str:
-    """One line, or on a terminal as many as its width asks for, broken between words."""
+def _kept_together(text: str) -> str:
+    """A setting and where it comes from stay in one line."""
+    return text.replace(" (", f"{_NO_BREAK}(")
+
+
+def _fitted(head: str, text: str, context: Context, *, whole_words: bool = False) -> str:
+    """One line, or on a terminal as many as its width asks for, broken between words.
+
+    Args:
+        whole_words: a word that is too wide alone, as a path is, is left to the terminal.
+    """
     if not is_terminal(context.stdout):
-        return head + text
+        return (head + text).replace(_NO_BREAK, " ")
     columns = shutil.get_terminal_size().columns
     indent = " " * (len(head) if columns >= 2 * len(head) else 4)
-    lines = textwrap.wrap(head + text, columns, subsequent_indent=indent, break_on_hyphens=False)
-    return "\n".join(lines)
+    lines = textwrap.wrap(
+        head + text,
+        columns,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=not whole_words,
+    )
+    return "\n".join(lines).replace(_NO_BREAK, " ")
 
 
 def _dump(value: object) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from apdcli.engine.session import Generation
     from apdcli.load.settings import Settings
 
+NEW_SEED = "new each run"
 SYMBOLS = {"mixture_weight": "R", "recompute_window": "W", "max_lookahead": "M", "k": "K"}
 _ELSEWHERE = (
     "profile",
@@ -72,17 +73,27 @@ def loaded_lines(pair: LoadedPair, settings: Settings, seconds: float) -> list[s
             f"{weight_bytes(net) / 1e6:,.1f} MB"
         )
     lines.append(f"loaded    in {seconds:.2f} s")
-    lines.append(f"settings  {settings_line(settings)}")
+    greedy = settings["temperature"].value == 0  # no seed was drawn then
+    lines.append(f"settings  {settings_line(before_a_run(settings) if greedy else settings)}")
     return lines
+
+
+def before_a_run(settings: Settings) -> Settings:
+    """The settings as they are before anything has run: a seed that nobody chose is none yet."""
+    from apdcli.load.settings import Setting, Settings
+
+    if settings["seed"].origin != "default":
+        return settings
+    return Settings({**settings.table, "seed": Setting(None, "default")})
 
 
 def settings_line(settings: Mapping[str, Any]) -> str:
     """Every decoding setting with where it came from: R=0.7 (profile), ..."""
-    shown = [
-        f"{SYMBOLS.get(name, name)}={setting.value} ({setting.origin})"
-        for name, setting in settings.items()
-        if name not in _ELSEWHERE and setting.value not in (None, [], ())
-    ]
+    shown = []
+    for name, setting in settings.items():
+        value = NEW_SEED if name == "seed" and setting.value is None else setting.value
+        if name not in _ELSEWHERE and value not in (None, [], ()):
+            shown.append(f"{SYMBOLS.get(name, name)}={value} ({setting.origin})")
     return ", ".join(shown)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams
 from apdcli.errors import OutputError, UsageError
-from apdcli.load.profile import user_profiles_dir
+from apdcli.load.profile import profile_path, shipped_path, user_profiles_dir
 
 _HEAD = """\
 description = "my own profile"
@@ -41,9 +41,10 @@ _COMMENTS = {
     "k": "tokens a step",
     "temperature": "0 is greedy",
     "stop": "texts that end the answer",
+    "seed": "same seed, same text; without it new each run",
 }
 # What to show for a setting whose default is "none": None cannot be written in TOML.
-_EXAMPLES = {"top_k": 50, "top_p": 0.95, "steps": 64}
+_EXAMPLES = {"top_k": 50, "top_p": 0.95, "steps": 64, "seed": 0}
 
 
 def template() -> str:
@@ -52,7 +53,9 @@ def template() -> str:
     names = ", ".join(STRATEGIES)
     lines = [f'strategy = "{default.name}"', f"# strategies: {names}"]
     lines += [_line(f.name, f.default) for f in fields(default.params)]
-    lines += [_line(f.name, f.default) for f in fields(DecodeParams) if f.name in SHARED_FIELDS]
+    shared = [f for f in fields(DecodeParams) if f.name in SHARED_FIELDS]
+    # A seed that nobody chose is a new one each run: written down it would be the same for ever.
+    lines += [_line(f.name, None if f.name == "seed" else f.default) for f in shared]
     lines.append(_line("stop", None))
     shown = set(default.own_fields)
     for info in others:
@@ -86,20 +89,38 @@ def new_profile(name: str) -> Path:
         raise UsageError(
             f"{name!r} cannot name a profile: use letters, digits, '.', '_' and '-' only"
         )
+    return _write_new(name, template().encode())
+
+
+def editable_profile(name_or_path: str) -> tuple[Path, bool]:
+    """The user's own file of a profile, and whether it was made now: a copy of the shipped one.
+
+    Raises:
+        ProfileError: there is no such profile. OutputError: the copy cannot be written.
+    """
+    path = profile_path(name_or_path)
+    if path != shipped_path(name_or_path):
+        return path, False
+    return _write_new(path.stem, path.read_bytes()), True
+
+
+def _write_new(name: str, data: bytes) -> Path:
     folder = user_profiles_dir()
     path = folder / f"{name}.toml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(template())
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
             Path(temporary).chmod(0o644)
             _publish(Path(temporary), path)
         finally:
             Path(temporary).unlink(missing_ok=True)
     except FileExistsError as error:
-        raise OutputError(f"{path} is there already: edit it, or choose another name") from error
+        raise OutputError(
+            f"{path} is there already: 'apd profiles edit {name}' changes it; or choose another name"
+        ) from error
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
     return path

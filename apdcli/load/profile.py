@@ -34,6 +34,8 @@ _CHOICES = {
     "engine": ("|".join(get_args(Engine)), f"one of {', '.join(get_args(Engine))}"),
 }
 
+# Likeness: from where on a name is near, how much less the second may have, that of a beginning.
+_NEAR, _AS_NEAR, _BEGUN = 0.6, 0.1, 0.75
 _PUT_IT = "write a profile ('apd profiles new NAME') and name the model in it"
 
 
@@ -102,13 +104,19 @@ class Profile:
 
 @dataclass(frozen=True)
 class ProfileEntry:
-    """A line of `apd profiles list`; `problem` is what makes the file unusable, or None."""
+    """A line of `apd profiles list`.
+
+    Attributes:
+        problem: what makes the file unusable, or None.
+        hides: the shipped profile of the same name that it stands before, or None.
+    """
 
     name: str
     path: Path
     source: Source
     description: str
     problem: str | None = None
+    hides: Path | None = None
 
 
 def check_strategy(profile: Profile, strategy: str) -> None:
@@ -172,10 +180,13 @@ def list_profiles() -> list[ProfileEntry]:
     """The profiles that names reach, by name: the user's win over shipped ones."""
     found: dict[str, ProfileEntry] = {}
     for name, (path, source) in sorted(_named().items()):
+        description, problem = "", None
         try:
-            found[name] = ProfileEntry(name, path, source, _parse(path, source).description)
+            description = _parse(path, source).description
         except ProfileError as error:
-            found[name] = ProfileEntry(name, path, source, "", str(error))
+            problem = str(error)
+        hides = shipped_path(name) if source == "user" else None
+        found[name] = ProfileEntry(name, path, source, description, problem, hides)
     return list(found.values())
 
 
@@ -191,6 +202,12 @@ def shipped_profiles_dir() -> Path:
     package = Path(__file__).resolve().parents[1]
     carried = package / "profiles"
     return carried if carried.is_dir() else package.parent / "profiles"
+
+
+def shipped_path(name: str) -> Path | None:
+    """The file of the shipped profile of that name, if there is one."""
+    path = shipped_profiles_dir() / f"{name}.toml"
+    return path if path.is_file() else None
 
 
 def _named() -> dict[str, tuple[Path, Source]]:
@@ -240,9 +257,22 @@ def _not_a_profile(name: str, path: Path) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "did you mean a or b?" for the names most like `name`; empty when none is."""
-    close = difflib.get_close_matches(name, list(known), n=2)
+    """ "did you mean a?" for the name most like `name`; empty when none is.
+
+    A second one is named only if it is about as near. Dashes before a name and capitals do not
+    count: all options begin alike.
+    """
+    found = sorted((-_likeness(name, other), other) for other in known)[:2]
+    least = max(_NEAR, -found[0][0] - _AS_NEAR) if found else _NEAR
+    close = [other for likeness, other in found if -likeness >= least]
     return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def _likeness(name: str, other: str) -> float:
+    """0 to 1; a beginning of a name is like it, however short it is."""
+    name, other = (text.lstrip("-").casefold() for text in (name, other))
+    ratio = difflib.SequenceMatcher(None, other, name).ratio()
+    return max(ratio, _BEGUN) if len(name) > 1 and other.startswith(name) else ratio
 
 
 def _parse(path: Path, source: Source) -> Profile:

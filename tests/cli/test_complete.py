@@ -45,6 +45,8 @@ def names(strategy: str) -> list[str]:
         ("apd profiles s", ["show"]),
         ("apd profiles show dream", ["dream", "dream-coder", "dream-quality"]),
         ("apd profiles new d", []),
+        ("apd profiles e", ["edit"]),
+        ("apd profiles edit dream-", ["dream-coder", "dream-quality"]),
         ("apd --vers", ["--version"]),
         ("apd --show-completion z", ["zsh"]),
         ("apd generate -p ", PROFILES),

@@ -1,9 +1,14 @@
-"""`apd profiles`: list, show, path, new, check."""
+"""`apd profiles`: list, show, path, new, edit, check."""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import sys
 from pathlib import Path
+
+import pytest
 
 from apdcli.load.device_name import device_name
 from tests.cli.conftest import Apd, MakeProfile
@@ -41,6 +46,81 @@ def test_a_new_profile_is_the_users_and_wins(apd: Apd, tmp_path: Path) -> None:
     assert (again.status, "there already" in again.complaint) == (1, True)
 
 
+def test_what_hides_a_shipped_profile_is_told(apd: Apd, tmp_path: Path) -> None:
+    assert (
+        "it hides the shipped profile 'demo'" in apd("profiles", "new", "demo", terminal=True).err
+    )
+    assert apd("profiles", "new", "mine", terminal=True).err == ""
+    assert apd("profiles", "new", "dream").err == ""  # no terminal: silent
+    listed = {line.split()[0]: line for line in apd("profiles").out.splitlines()}
+    for name, line in listed.items():
+        assert ("hides the shipped one" in line) is (name in ("demo", "dream"))
+    entries = {entry["name"]: entry for entry in json.loads(apd("profiles", "list", "--json").out)}
+    assert entries["dream"]["hides"].endswith("profiles/dream.toml")
+    assert entries["mine"]["hides"] is entries["llada"]["hides"] is None
+
+
+def editor(tmp_path: Path, line: str) -> dict[str, str]:
+    """Variables with an editor that does to the file's `text` what a line of Python says."""
+    script = tmp_path / "editor.py"
+    script.write_text(
+        "import pathlib, sys\n"
+        "path = pathlib.Path(sys.argv[-1])\n"
+        f"text = path.read_text()\n{line}\npath.write_text(text)\n"
+    )
+    return {"EDITOR": shlex.join([sys.executable, "-S", str(script)])}
+
+
+def test_edit_changes_a_profile_of_ones_own(apd: Apd, tmp_path: Path) -> None:
+    apd("profiles", "new", "mine")
+    path = tmp_path / "config" / "profiles" / "mine.toml"
+    changes = editor(tmp_path, 'text = text.replace("max_tokens = 256", "max_tokens = 7")')
+    ran = apd("profiles", "edit", "mine", environ=changes)
+    assert (ran.status, ran.out, ran.err) == (0, f"{path}\n", "")
+    assert "# max_tokens = 7  (profile)" in apd("profiles", "show", "mine").out
+    breaks = editor(tmp_path, 'text = text.replace("max_tokens = 7", "max_tokens = 0")')
+    ran = apd("profiles", "edit", "mine", environ=breaks)
+    assert ran.status == 1
+    assert ran.complaint == apd("generate", "-p", "mine", "hello").complaint
+    assert f"{path}: decode.max_tokens = 0 is out of range" in ran.complaint
+    assert "max_tokens = 0" in path.read_text()  # what was written is not lost
+    wins = editor(tmp_path, 'text = text.replace("max_tokens = 0", "max_tokens = 9")')
+    unused = {"EDITOR": "no-such-editor", "VISUAL": wins["EDITOR"]}
+    assert apd("profiles", "edit", path, environ=unused).status == 0
+
+
+def test_edit_of_a_shipped_profile_makes_it_ones_own(apd: Apd, tmp_path: Path) -> None:
+    shipped = Path(apd("profiles", "path", "demo").out.strip())
+    before = shipped.read_bytes()
+    own = tmp_path / "config" / "profiles" / "demo.toml"
+    ran = apd("profiles", "edit", "demo", environ=editor(tmp_path, "pass"), terminal=True)
+    assert (ran.status, ran.out, own.exists()) == (0, "", False)
+    assert "unchanged" in ran.err
+    failing = editor(tmp_path, "sys.exit(3)")
+    ran = apd("profiles", "edit", "demo", environ=failing)
+    assert (ran.status, own.exists()) == (2, False)
+    assert "ended with status 3" in ran.complaint
+    adds = editor(tmp_path, 'text += "# mine\\n"')
+    ran = apd("profiles", "edit", "demo", environ=adds, terminal=True)
+    assert (ran.status, ran.out) == (0, f"{own}\n")
+    assert "it hides the shipped profile 'demo'" in ran.err
+    assert own.read_bytes() == before + b"# mine\n"
+    assert shipped.read_bytes() == before
+    assert (
+        apd("profiles", "edit", "demo", environ=adds, terminal=True).err == ""
+    )  # already one's own
+
+
+def test_edit_refuses_what_it_cannot_do(apd: Apd, tmp_path: Path) -> None:
+    ran = apd("profiles", "edit", "demo")
+    assert (ran.status, "set $EDITOR" in ran.complaint) == (2, True)
+    ran = apd("profiles", "edit", "demo", environ={"EDITOR": "no-such-editor"})
+    assert "cannot start the editor 'no-such-editor'" in ran.complaint
+    ran = apd("profiles", "edit", "dmeo", environ={"EDITOR": "true"})
+    assert "did you mean demo?" in ran.complaint
+    assert not list((tmp_path / "config").rglob("*.toml"))
+
+
 def test_a_broken_profile_is_listed_with_its_problem(apd: Apd, tmp_path: Path) -> None:
     apd("profiles", "new", "mine")
     (tmp_path / "config" / "profiles" / "mine.toml").write_text("[decode\n")
@@ -58,6 +138,47 @@ def test_show_has_the_text_and_what_is_in_effect(apd: Apd, profile: Path) -> Non
     found = json.loads(apd("profiles", "show", "dream", "--json").out)
     assert found["settings"]["max_lookahead"] == {"value": 100, "from": "profile"}
     assert found["source"] == "shipped"
+
+
+def test_show_without_a_name_is_of_the_profile_in_effect(apd: Apd, profile: Path) -> None:
+    assert apd("profiles", "show").raw == apd("profiles", "show", "demo").raw
+    here = {"APD_PROFILE": str(profile)}
+    ran = apd("profiles", "show", environ=here)
+    assert (ran.status, ran.out.splitlines()[0]) == (0, f"# {profile} (file)")
+    found = json.loads(apd("profiles", "show", "--json", environ=here).out)
+    assert found["settings"]["profile"] == {"value": str(profile), "from": "environment"}
+
+
+def test_a_seed_that_nobody_chose_is_new_each_run(apd: Apd, make_profile: MakeProfile) -> None:
+    fixed = make_profile("[decode]\nseed = 0\n", name="fixed")
+    for command in ("show", "check"):
+        assert "new each run" in apd("profiles", command, "demo").out
+        found = json.loads(apd("profiles", command, "demo", "--json").out)
+        assert found["settings"]["seed"] == {"value": None, "from": "default"}
+        assert "new each run" not in apd("profiles", command, fixed).out
+        found = json.loads(apd("profiles", command, fixed, "--json").out)
+        assert found["settings"]["seed"] == {"value": 0, "from": "profile"}
+    assert "seed=new each run (default)" in apd("profiles", "check", "demo").out
+    assert "# seed = new each run  (default)" in apd("profiles", "show", "demo").out
+    apd("profiles", "new", "mine")
+    assert "# seed = new each run  (default)" in apd("profiles", "show", "mine").out
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_check_is_wrapped_between_settings(
+    apd: Apd, profile: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    piped = apd("profiles", "check", profile).out.splitlines()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = apd("profiles", "check", profile, terminal=True).out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("settings"))
+    settings = lines[start:-1]
+    assert len(settings) > 2
+    assert all(len(line) <= columns for line in settings)
+    assert all(line.startswith(" " * 10) for line in settings[1:])
+    assert all(re.fullmatch(r"settings .*\),|.*\),|.*\)", line) for line in settings), settings
+    assert " ".join(" ".join(settings).split()) == " ".join(piped[-2].split())
+    assert all(len(line) <= columns for line in lines if "/" not in line)
 
 
 def test_check_says_what_would_run(apd: Apd, profile: Path) -> None:

@@ -16,6 +16,7 @@ from apdcli.load.profile import (
     find_profile,
     known_decode_keys,
     list_profiles,
+    nearest,
     profile_path,
     shipped_profiles_dir,
     user_profiles_dir,
@@ -98,6 +99,29 @@ def test_a_full_profile(tmp_path: Path) -> None:
 def test_a_profile_needs_no_verifier(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text(BASE)
     assert find_profile(tmp_path / "x.toml").verifier is None
+
+
+OPTIONS = ("--output", "--quiet", "--option", "--json", "--version", "--verbose", "-o", "--resume")
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "says"),
+    [
+        ("--out", OPTIONS, "did you mean --output?"),
+        ("--verison", OPTIONS, "did you mean --version?"),
+        ("--foo", OPTIONS, ""),
+        ("--re", OPTIONS, "did you mean --resume?"),
+        ("--Jsno", OPTIONS, "did you mean --json?"),
+        ("dream-q", ("demo", "dream", "dream-quality"), "did you mean dream or dream-quality?"),
+        ("llada-1", ("llada", "llada-1.5", "demo"), "did you mean llada-1.5 or llada?"),
+        ("x", ("y", "z"), ""),
+        ("demo", (), ""),
+    ],
+)
+def test_a_second_name_is_suggested_only_if_it_is_about_as_near(
+    name: str, known: tuple[str, ...], says: str
+) -> None:
+    assert nearest(name, known) == says
 
 
 def test_unknown_names_get_the_nearest(config_dir: Path) -> None:
