@@ -22,8 +22,8 @@ from apdcli.demo.tables import percent, save_card, table
 
 EARLIER = (0, 1, 2, 4, 8, 12, 16)
 INTRODUCTION = """\
-Made by `python -m apdcli.demo.talk`: the last question is judged; other questions of the test split,
-with right answers, came before it.
+Made by `python -m apdcli.demo.talk`: the last question is judged; other questions of the test
+split, with right answers, came before it.
 
 """
 SETTINGS = ("one token a step", "APD R = 0.5", "verifier alone")
