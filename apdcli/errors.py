@@ -80,3 +80,9 @@ class OutputError(ApdError):
 
 class InputError(ApdError):
     """Standard input or an input file cannot be read as text."""
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be used, in a few words: the system's, with "folder" for directory."""
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    return (text[:1].lower() + text[1:]).replace("directory", "folder")

@@ -29,7 +29,7 @@ from apdcli.bench.stats import Spread
 from apdcli.engine.batch import run_batch
 from apdcli.engine.pair import load_models
 from apdcli.engine.session import Generation, Request
-from apdcli.errors import ApdError, DeviceError, ParameterError, UsageError
+from apdcli.errors import ApdError, DeviceError, ParameterError, UsageError, reason
 from apdcli.load.profile import Profile, find_profile
 
 FORMAT = 1  # of the JSON object
@@ -322,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"apdcli.bench.batches: {error}\n")
         return error.exit_status
     except OSError as error:
-        sys.stderr.write(f"apdcli.bench.batches: {error.filename}: {error.strerror}\n")
+        sys.stderr.write(f"apdcli.bench.batches: {error.filename}: {reason(error)}\n")
         return 1
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apdcli.errors import ApdError
+from apdcli.errors import ApdError, reason
 
 if TYPE_CHECKING:
     from apdcli.bench.gpu_stage import Stage
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"apdcli.bench.gpu: {error}\n")
         return error.exit_status
     except OSError as error:
-        sys.stderr.write(f"apdcli.bench.gpu: {error.filename}: {error.strerror}\n")
+        sys.stderr.write(f"apdcli.bench.gpu: {error.filename}: {reason(error)}\n")
         return 1
 
 

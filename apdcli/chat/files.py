@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from apdcli.errors import InputError
+from apdcli.errors import InputError, reason
 
 MOST_BYTES = 256 * 2**10
 _AT = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|(\S+))')
@@ -58,7 +58,7 @@ def read_text_file(name: str) -> TextFile:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise InputError(f"cannot read {name}: {(error.strerror or str(error)).lower()}") from error
+        raise InputError(f"cannot read {name}: {reason(error)}") from error
     except ValueError as error:  # a NUL in the name
         raise InputError(f"cannot read {name!r}: not a file's name") from error
     if len(data) > MOST_BYTES:

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from apdcli.errors import InputError, OutputError, UsageError
+from apdcli.errors import InputError, OutputError, UsageError, reason
 from apdcli.load.profile import nearest
 
 FORMAT, VERSION = "apd-session", 1
@@ -197,7 +197,7 @@ class Store:
             self._seen[session.name] = _mark(path)
         except OSError as error:
             raise OutputError(
-                f"the conversation cannot be saved: {path}: {error.strerror or error}"
+                f"the conversation cannot be saved: {path}: {reason(error)}"
             ) from error
         return renamed
 
@@ -223,7 +223,7 @@ class Store:
         try:
             record = json.loads(path.read_bytes())
         except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+            raise InputError(f"cannot read {path}: {reason(error)}") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"the session {path} is damaged: not JSON; it is left as it is") from (
                 error

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from apdcli.cli.context import Context
 from apdcli.cli.lines import Line
-from apdcli.errors import OutputError, UsageError
+from apdcli.errors import OutputError, UsageError, reason
 from apdcli.load.appending import append, lock
 
 _PLACES = ("device", "dtype", "engine")  # another machine may go on
@@ -174,4 +174,4 @@ def comparable(settings: Any) -> dict[str, Any]:
 
 
 def _failed(path: str, error: OSError) -> OutputError:
-    return OutputError(f"cannot write {path}: {(error.strerror or str(error)).lower()}")
+    return OutputError(f"cannot write {path}: {reason(error)}")

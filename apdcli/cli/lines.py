@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from apdcli.cli.context import Context
 from apdcli.cli.options import FLAGS, OWN_FIELDS, SETTINGS
-from apdcli.errors import InputError, ParameterError
+from apdcli.errors import InputError, ParameterError, reason
 from apdcli.render.terminal import is_terminal
 
 STDIN = "-"
@@ -129,7 +129,7 @@ def _lines(file: BinaryIO, path: str) -> Iterator[Line]:
 
 
 def _unreadable(path: str, error: OSError) -> InputError:
-    return InputError(f"cannot read {path}: {(error.strerror or str(error)).lower()}")
+    return InputError(f"cannot read {path}: {reason(error)}")
 
 
 def read_line(line: Line, json_lines: bool) -> Asked:

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
-from apdcli.errors import OutputError, UsageError
+from apdcli.errors import OutputError, UsageError, reason
 
 _PICTURES = (".svg", ".html")
 
@@ -116,8 +116,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def _failed(path: Path, error: OSError) -> OutputError:
-    why = error.strerror or str(error)
-    return OutputError(f"cannot write {path}: {why[:1].lower()}{why[1:]}")
+    return OutputError(f"cannot write {path}: {reason(error)}")
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

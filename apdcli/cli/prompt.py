@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from apdcli.cli.context import Context
-from apdcli.errors import InputError, PromptError, UsageError
+from apdcli.errors import InputError, PromptError, UsageError, reason
 from apdcli.render.terminal import is_terminal
 
 STDIN = "-"
@@ -68,7 +68,7 @@ def _read(stdin: Any) -> str:
     try:
         data = getattr(stdin, "buffer", stdin).read(_MOST_BYTES + 1) or b""
     except OSError as error:
-        raise InputError(f"standard input cannot be read: {error.strerror or error}") from error
+        raise InputError(f"standard input cannot be read: {reason(error)}") from error
     except ValueError:  # closed
         return ""
     if isinstance(data, str):

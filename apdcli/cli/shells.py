@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from apdcli.errors import OutputError, UsageError
+from apdcli.errors import OutputError, UsageError, reason
 
 _BASH = r"""# apd completion for bash
 _apd_complete() {
@@ -216,8 +216,7 @@ def install(name: str, environ: Mapping[str, str]) -> list[Path]:
                     file.write(gap + line.encode() + b"\n")
                 written.append(start)
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise OutputError(f"cannot write {home}: {why.lower()}") from error
+        raise OutputError(f"cannot write {home}: {reason(error)}") from error
     return written
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from apdcli.errors import ModelError
+from apdcli.errors import ModelError, reason
 
 AGAIN = "copy or download the folder again"
 
@@ -34,7 +34,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
+        raise ModelError(f"{path}: cannot be read ({reason(error)})") from error
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is damaged (not UTF-8 text): {AGAIN}") from error
 

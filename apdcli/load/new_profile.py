@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams
-from apdcli.errors import OutputError, UsageError
+from apdcli.errors import OutputError, UsageError, reason
 from apdcli.load.profile import profile_path, shipped_path, user_profiles_dir
 
 _HEAD = """\
@@ -119,10 +119,10 @@ def _write_new(name: str, data: bytes) -> Path:
             Path(temporary).unlink(missing_ok=True)
     except FileExistsError as error:
         raise OutputError(
-            f"{path} is there already: 'apd profiles edit {name}' changes it; or choose another name"
+            f"{path} is there already: choose another name, or 'apd profiles edit {name}'"
         ) from error
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"{path}: cannot be written ({reason(error)})") from error
     return path
 
 

@@ -17,7 +17,7 @@ import tomli
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams, strategy_info
-from apdcli.errors import ParameterError, ProfileError, UsageError
+from apdcli.errors import ParameterError, ProfileError, UsageError, reason
 from apdcli.load.hub import is_hub_id
 
 DEFAULT_PROFILE = "demo"
@@ -327,7 +327,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ProfileError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ProfileError(f"{path}: cannot be read ({reason(error)})") from error
     except UnicodeDecodeError as error:
         raise ProfileError(f"{path}: not UTF-8 text (byte {error.start})") from error
     try:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apdcli.errors import OutputError, ProfileError
+from apdcli.errors import OutputError, ProfileError, reason
 from apdcli.load.profile import Profile, user_profiles_dir
 
 _READ_ONLY = "it is read-only"
@@ -133,5 +133,4 @@ def _check_mode(path: Path) -> None:
 
 
 def _failed(path: Path, error: OSError) -> OutputError:
-    why = error.strerror or str(error)
-    return OutputError(f"cannot write {path}: {why[:1].lower()}{why[1:]}")
+    return OutputError(f"cannot write {path}: {reason(error)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from apdcli.errors import OutputError
+from apdcli.errors import OutputError, reason
 
 if TYPE_CHECKING:
     from apdcli.render.state import Event, TokenBytes
@@ -58,9 +58,7 @@ class TraceWriter:
             # unbuffered: a full disk shows at the line that did not fit, and closing cannot fail
             self._file = self._path.open("wb", buffering=0)
         except OSError as error:
-            raise OutputError(
-                f"cannot write the trace {self._path}: {error.strerror or error}"
-            ) from error
+            raise OutputError(f"cannot write the trace {self._path}: {reason(error)}") from error
         self._good = 0
         header = {"format": FORMAT, "version": VERSION, "prompt_len": prompt_len}
         self._line({**header, "settings": dict(settings), **more})
@@ -108,9 +106,8 @@ class TraceWriter:
                 left = left[self._file.write(left) :]
             self._good += len(data)
         except OSError as error:
-            why = error.strerror or str(error)
             self.failure = OutputError(
-                f"the trace {self._path} ends early: {why} (the answer is complete)"
+                f"the trace {self._path} ends early: {reason(error)} (the answer is complete)"
             )
             with contextlib.suppress(OSError):  # half a line helps no reader
                 self._file.truncate(self._good)

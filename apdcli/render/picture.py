@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-from apdcli.errors import OutputError, UsageError
+from apdcli.errors import OutputError, UsageError, reason
 from apdcli.render.layout import ahead, glyphs
 from apdcli.render.palette import Look, Palette
 from apdcli.render.safe import visible
@@ -76,7 +76,7 @@ def save_picture(path: str | Path, content: Text, title: str, *, columns: int = 
     try:
         path.write_text(drawn, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"cannot write the picture {path}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write the picture {path}: {reason(error)}") from error
 
 
 def picture(state: ViewState, prompt: str = "", columns: int = 80) -> Text:

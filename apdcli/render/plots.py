@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from apdcli.errors import OutputError, UsageError
+from apdcli.errors import OutputError, UsageError, reason
 from apdcli.render.palette import Depth, Look, Palette
 from apdcli.render.safe import visible
 
@@ -220,8 +220,7 @@ def save_plot(path: str | Path, picture: Picture) -> None:
         finally:
             Path(name).unlink(missing_ok=True)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise OutputError(f"cannot write {path}: {why}") from error
+        raise OutputError(f"cannot write {path}: {reason(error)}") from error
 
 
 def _drawn(picture: Picture, kind: str) -> bytes:

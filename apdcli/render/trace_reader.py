@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from apdcli.errors import InputError
+from apdcli.errors import InputError, reason
 from apdcli.render.jsonl import FORMAT, VERSION, piece_bytes
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def read_trace(path: str | Path) -> Trace:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
     if not data:
         raise InputError(f"{path} is empty: no trace; {_MAKE_ONE}")
     *lines, rest = data.split(b"\n")

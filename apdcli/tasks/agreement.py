@@ -17,7 +17,7 @@ import platformdirs
 
 from apdcli.decode.params import LeftToRightParams
 from apdcli.engine.pair import LoadedPair
-from apdcli.errors import InputError, OutputError
+from apdcli.errors import InputError, OutputError, reason
 from apdcli.load.settings import Settings, resolve_settings
 from apdcli.tasks.files import Placed, placed, read_text, read_values
 from apdcli.tasks.formats import header_of, messages_of
@@ -172,7 +172,7 @@ class _Cache:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
+            raise OutputError(f"cannot read {path}: {reason(error)}") from error
         for line in lines:
             try:
                 entry = json.loads(line)
@@ -189,5 +189,4 @@ class _Cache:
             with self.path.open("ab", buffering=0) as file:
                 file.write(line.encode())
         except OSError as error:
-            why = (error.strerror or str(error)).lower()
-            raise OutputError(f"cannot write {self.path}: {why}") from error
+            raise OutputError(f"cannot write {self.path}: {reason(error)}") from error

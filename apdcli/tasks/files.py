@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from apdcli.errors import InputError
+from apdcli.errors import InputError, reason
 
 _MOST_BYTES = 1 << 30
 _KINDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -69,8 +69,7 @@ def read_text(path: Path) -> str:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path} is damaged (not gzip): {error}") from error
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise InputError(f"cannot read {path}: {why}") from error
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
     if len(data) > _MOST_BYTES:
         raise InputError(f"{path} is larger than {_MOST_BYTES >> 20} MiB: no task file")
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from apdcli.errors import InputError, OutputError
+from apdcli.errors import InputError, OutputError, reason
 from apdcli.load.appending import append, lock
 from apdcli.tasks.types import Outcome
 
@@ -209,5 +209,4 @@ def _json(value: Any) -> str:
 
 
 def _failed(path: Path, error: OSError) -> OutputError:
-    why = error.strerror or str(error)
-    return OutputError(f"cannot write {path}: {why[:1].lower()}{why[1:]}")
+    return OutputError(f"cannot write {path}: {reason(error)}")

@@ -12,7 +12,7 @@ import optuna
 import platformdirs
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
-from apdcli.errors import OutputError, UsageError
+from apdcli.errors import OutputError, UsageError, reason
 
 _T = TypeVar("_T")
 _BUSY_S = 60
@@ -122,5 +122,5 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _deepest(error: BaseException) -> str:
     """What the storage itself says: the first failure of the chain, on one line."""
     last = list(_chain(error))[-1]
-    text = last.strerror if isinstance(last, OSError) and last.strerror else str(last)
+    text = reason(last) if isinstance(last, OSError) else str(last)
     return " ".join(text.split())[:200] or type(last).__name__

@@ -12,6 +12,7 @@ import pytest
 from apdcli.cli.context import Context
 from apdcli.cli.main import main, outcome
 from apdcli.cli.signals import Signals, Terminated
+from apdcli.errors import reason
 from tests.cli.conftest import DATA, Apd, MakeProfile, Stream
 
 PROMPT = "tell me a story"
@@ -324,3 +325,28 @@ def test_signals_that_were_ignored_stay_ignored() -> None:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("generate", "--input", "."), "cannot read .: is a folder"),
+        (("generate", PROMPT, "-o", "."), "is a folder"),
+        (("generate", PROMPT, "-o", "gone/a.txt"), "no such file or folder"),
+        (("generate", PROMPT, "--trace", "gone/t.jsonl"), "no such file or folder"),
+        (("generate", PROMPT, "-p", "."), "is a folder"),
+        (("replay", "."), "cannot read .: is a folder"),
+        (("eval", "--task", "gone/task.jsonl"), "no such file or folder"),
+    ],
+    ids=str,
+)
+def test_a_folder_has_one_name(apd: Apd, args: tuple[str, ...], says: str) -> None:
+    complaint = apd(*args).complaint
+    assert says in complaint
+    assert "director" not in complaint
+
+
+def test_reasons_are_in_small_letters_and_on_one_line() -> None:
+    assert reason(OSError(39, "Directory not empty")) == "folder not empty"
+    assert reason(OSError("odd\n  Thing")) == "odd Thing"
+    assert reason(OSError(13, "Permission denied", "Directory.txt")) == "permission denied"

@@ -229,7 +229,7 @@ def test_scripts_see_the_status(bash: Callable[[str], tuple[int, str, str]], tra
     code = "set -euo pipefail; apd replay t.jsonl | cat | wc -c; apd replay gone | cat; echo never"
     status, out, err = bash(code)
     assert (status, out) == (1, f"{len(''.join(WORDS).encode()) + 1}\n")
-    assert err == "apd: cannot read gone: no such file or directory\n"
+    assert err == "apd: cannot read gone: no such file or folder\n"
     statuses = ("--version", "generate -W 0 x", "profiles show gone", "nonsense", "fill none")
     status, out, err = bash("; ".join(f"apd {args} >&2; echo $?" for args in statuses))
     assert (status, out.split()) == (0, ["0", "2", "1", "2", "1"])

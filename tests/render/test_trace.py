@@ -81,7 +81,7 @@ def test_a_full_disk_is_recorded_and_nothing_raises() -> None:
             trace(event)
     assert isinstance(trace.failure, OutputError)
     assert "/dev/full" in str(trace.failure)
-    assert "No space left" in str(trace.failure)
+    assert "no space left" in str(trace.failure)
 
 
 def test_a_disk_that_fills_on_the_way_leaves_whole_lines(tmp_path: Path) -> None:
