@@ -96,7 +96,7 @@ def _system(loop: Loop, text: str) -> None:
 def _retry(loop: Loop, _: str) -> None:
     last = _last(loop)
     settings = loop.settings(seed=fresh_seed())
-    if settings["temperature"].value == 0:
+    if not settings.draws:
         loop.screen.note(
             "temperature is 0, so every seed gives the same answer; /set temperature 0.7 varies it"
         )

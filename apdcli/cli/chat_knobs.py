@@ -163,7 +163,7 @@ class Knobs:
             raise UsageError(
                 f"{shown(error.field)} {error.value}: it must be {error.allowed}"
             ) from error
-        if settings["seed"].origin == "default" and settings["temperature"].value > 0:
+        if settings["seed"].origin == "default" and settings.draws:
             return with_seed(settings, fresh_seed(), "default")
         return settings
 

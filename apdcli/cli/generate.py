@@ -203,7 +203,7 @@ def resolve(job: Job, context: Context) -> tuple[Profile, Settings]:
             f"{options.flag_of(error.field)} does not go with strategy {error.strategy}, {takes}"
         ) from error
     check_strategy(profile, settings.strategy)  # before gigabytes are loaded in vain
-    if settings["seed"].origin == "default" and settings["temperature"].value > 0:
+    if settings["seed"].origin == "default" and settings.draws:
         fresh = Setting(secrets.randbelow(2**32), "default")
         settings = Settings({**settings.table, "seed": fresh})
     return profile, settings

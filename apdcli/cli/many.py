@@ -167,7 +167,7 @@ class _Many:
             job = replace(self.job, flags={**self.job.flags, **asked.settings})
             _, settings = job.settle(self.profile, self.context.environ)
             check_strategy(self.profile, settings.strategy)
-        if settings["seed"].origin == "default" and settings["temperature"].value > 0:
+        if settings["seed"].origin == "default" and settings.draws:
             settings = Settings({**settings.table, "seed": Setting(self.seed, "default")})
         return settings
 
@@ -234,7 +234,9 @@ def _run_seed(file: AnswersFile | None) -> int:
 
 
 def _samples(table: Mapping[str, Any]) -> bool:
-    return bool(table.get("temperature", {}).get("value", 0) > 0)
+    from apdcli.load.settings import draws
+
+    return draws({name: entry.get("value") for name, entry in table.items()})
 
 
 def _following(many: _Many, file: AnswersFile | None) -> Iterator[Line]:

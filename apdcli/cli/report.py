@@ -73,8 +73,8 @@ def loaded_lines(pair: LoadedPair, settings: Settings, seconds: float) -> list[s
             f"{weight_bytes(net) / 1e6:,.1f} MB"
         )
     lines.append(f"loaded    in {seconds:.2f} s")
-    greedy = settings["temperature"].value == 0  # no seed was drawn then
-    lines.append(f"settings  {settings_line(before_a_run(settings) if greedy else settings)}")
+    shown = settings if settings.draws else before_a_run(settings)  # no seed was drawn then
+    lines.append(f"settings  {settings_line(shown)}")
     return lines
 
 

@@ -85,6 +85,11 @@ class Settings(Mapping[str, Setting]):
         """Texts that end the answer."""
         return tuple(self["stop"].value)
 
+    @property
+    def draws(self) -> bool:
+        """Whether the text depends on the seed: tokens or the order of positions are drawn."""
+        return draws({name: setting.value for name, setting in self.items()})
+
     def decode_values(self) -> dict[str, Any]:
         """The keywords for `decode.params.make_params(settings.strategy, **...)`."""
         names = (*SHARED_FIELDS, *strategy_info(self.strategy).own_fields)
@@ -93,6 +98,12 @@ class Settings(Mapping[str, Setting]):
     def as_json(self) -> dict[str, dict[str, Any]]:
         """{name: {"value": ..., "from": ...}}."""
         return {name: {"value": s.value, "from": s.origin} for name, s in self.items()}
+
+
+def draws(values: Mapping[str, Any]) -> bool:
+    """Whether a run with these values, by name, depends on its seed."""
+    warm = any((values.get(name) or 0) > 0 for name in ("temperature", "alg_temp"))
+    return warm or values.get("strategy") == "random"
 
 
 def environment_variable(name: str) -> str:

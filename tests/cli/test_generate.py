@@ -94,15 +94,28 @@ def test_strategies_take_their_own_parameters(apd: Apd, profile: Path) -> None:
     assert settings["confidence_threshold"] == {"value": 0.5, "from": "flag"}
 
 
-def test_a_fresh_seed_each_run_and_it_is_reported(apd: Apd, profile: Path) -> None:
+@pytest.mark.parametrize(
+    "drawn",
+    [("-t", "1"), ("--strategy", "random"), ("--strategy", "margin", "-O", "alg_temp=5")],
+    ids=" ".join,
+)
+def test_a_fresh_seed_each_run_and_it_is_reported(
+    apd: Apd, profile: Path, drawn: tuple[str, ...]
+) -> None:
     def sampled(*args: str) -> tuple[int, str]:
-        ran = apd("generate", "-p", profile, PROMPT, "-t", "1", "--json", *args)
+        ran = apd("generate", "-p", profile, PROMPT, *drawn, "--json", *args)
         found = json.loads(ran.out)
         return found["settings"]["seed"]["value"], found["text"]
 
     first, second = sampled(), sampled()
     assert first[0] != second[0]
     assert sampled("--seed", str(first[0])) == first
+
+
+def test_verbose_names_the_seed_only_where_one_was_drawn(apd: Apd, profile: Path) -> None:
+    greedy = apd("generate", "-p", profile, PROMPT, "-n", "4", "-v").err
+    assert "seed=new each run (default)" in greedy
+    assert "seed=new" not in apd("generate", "-p", profile, PROMPT, "-n", "4", "-v", "-t", "1").err
 
 
 def test_output_goes_to_the_file_alone(apd: Apd, profile: Path, tmp_path: Path) -> None:
