@@ -31,7 +31,13 @@ _MENU_ROWS = 6
 
 
 class Reader(Protocol):
-    """Where messages come from."""
+    """Where messages come from.
+
+    Attributes:
+        hears_interrupt: Ctrl-C reaches it as a key, or it takes the signal itself.
+    """
+
+    hears_interrupt: bool
 
     def read(self, default: str = "") -> str:
         """One message, `default` being there to edit.
@@ -61,6 +67,8 @@ def unquoted(text: str) -> str:
 class PlainReader:
     """Reads lines as the terminal itself edits them."""
 
+    hears_interrupt = False
+
     def __init__(self, stdin: TextIO, stdout: TextIO) -> None:
         self._in, self._out = stdin, stdout
 
@@ -74,7 +82,12 @@ class PlainReader:
     def _line(self, prompt: str) -> str:
         self._out.write(prompt)
         self._out.flush()
-        line = self._in.readline()
+        try:
+            line = self._in.readline()
+        except KeyboardInterrupt:  # the terminal has drawn ^C
+            self._out.write("\n")
+            self._out.flush()
+            raise
         if not line:
             raise EOFError
         return line.rstrip("\r\n")
@@ -82,6 +95,8 @@ class PlainReader:
 
 class PromptReader:
     """Reads with prompt_toolkit."""
+
+    hears_interrupt = True
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from apdcli.render.palette import Look, Palette, depth_of
 from apdcli.render.safe import visible
-from apdcli.render.summary import sparkline
+from apdcli.render.summary import counted, sparkline, summary_text
 from apdcli.render.text import width
 
 if TYPE_CHECKING:
@@ -105,40 +105,35 @@ def wrapped(text: str, columns: int) -> list[str]:
 
 
 def answer_line(turn: Turn) -> str:
-    """For example "24 tokens · 6.0 a step · 812 tokens/s", and the end unless it is a stop."""
-    steps = sum(count > 0 for count in turn.accepted) or len(turn.accepted)
-    parts = [
-        f"{turn.tokens} token{'' if turn.tokens == 1 else 's'}",
-        f"{turn.tokens / max(1, steps):.1f} a step",
-    ]
-    if turn.seconds > 0:
-        parts.append(f"{turn.tokens / turn.seconds:.0f} tokens/s")
-    if turn.reason == "length":
-        parts.append("cut at max-tokens")
-    elif turn.reason != "stop":
-        parts.append(turn.reason)
-    return " · ".join(parts)
+    """How the answer was made, in the words of `apd generate`'s summary."""
+    return summary_text(turn.tokens, len(turn.accepted), turn.seconds, turn.reason)
 
 
 def stats_lines(turns: Sequence[Turn], columns: int) -> list[str]:
     """Tokens of each step as bars, a row an answer, and the whole in the last row."""
-    counted = [(number, turn) for number, turn in enumerate(turns, 1) if turn.accepted]
-    if not counted:
+    numbered = [(number, turn) for number, turn in enumerate(turns, 1) if turn.accepted]
+    if not numbered:
         return ["nothing was generated yet"]
-    digits = len(str(counted[-1][0]))
-    ends = [f"{t.tokens / len(t.accepted):.1f} a step, {t.tokens} tokens" for _, t in counted]
+    digits = len(str(numbered[-1][0]))
+    ends = [
+        f"{t.tokens / len(t.accepted):.1f} a step, {counted(t.tokens, 'token')}"
+        for _, t in numbered
+    ]
     room = max(_WORST_BARS, columns - digits - 4 - max(map(len, ends)) - 1)
-    bars = [sparkline(_squeezed(turn.accepted, room)) for _, turn in counted]
+    bars = [sparkline(_squeezed(turn.accepted, room)) for _, turn in numbered]
     wide = max(map(len, bars))
     lines = [
         f"{number:>{digits}}  {bar:<{wide}}  {end}"
-        for (number, _), bar, end in zip(counted, bars, ends, strict=True)
+        for (number, _), bar, end in zip(numbered, bars, ends, strict=True)
     ]
-    tokens = sum(turn.tokens for _, turn in counted)
-    steps = sum(len(turn.accepted) for _, turn in counted)
-    seconds = sum(turn.seconds for _, turn in counted)
+    tokens = sum(turn.tokens for _, turn in numbered)
+    steps = sum(len(turn.accepted) for _, turn in numbered)
+    seconds = sum(turn.seconds for _, turn in numbered)
     speed = f", {tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
-    whole = f"{tokens} tokens in {steps} steps: {tokens / steps:.2f} a step{speed}"
+    whole = (
+        f"{counted(tokens, 'token')} in {counted(steps, 'step')}: "
+        f"{tokens / steps:.2f} a step{speed}"
+    )
     legend = "each bar is a step, its height the tokens taken at once (full: 8 or the most)"
     return [*lines, *wrapped(whole, columns - 1), *wrapped(legend, columns - 1)]
 

@@ -84,7 +84,7 @@ def run(job: Job, context: Context) -> int:
     screen = _screen(context) if people else None
     # what is typed ahead is seen at the prompt, once
     with no_echo(context.stdin if people else None):
-        pair = _load(job, context, profile, settings, screen)
+        pair = _load(job, context, profile, settings)
         talk = _talk(job, store, session, pair, knobs)
         loop = None if screen is None else _loop(job, context, talk, knobs, screen)
     status = _with_script(job, context, talk, knobs) if loop is None else _with_person(loop)
@@ -110,20 +110,14 @@ def _with_session(job: Job, session: Session, kept: Mapping[str, Any]) -> Job:
     return replace(job, flags={"profile": session.profile, **shared, **job.flags})
 
 
-def _load(
-    job: Job, context: Context, profile: Profile, settings: Settings, screen: Screen | None
-) -> LoadedPair:
+def _load(job: Job, context: Context, profile: Profile, settings: Settings) -> LoadedPair:
     began = time.perf_counter()
-    waiting = screen is not None and not job.quiet and can_draw(context.out, context.environ)
-    if screen is not None and waiting:
-        screen.raw(screen.palette.paint("loading the models …", screen.palette.quiet) + "\r")
-    try:
+    from apdcli.cli.loading import loading
+
+    with loading(context, quiet=job.quiet):
         from apdcli.engine.pair import load_models
 
         pair = load_models(profile, settings)
-    finally:
-        if screen is not None and waiting:
-            screen.raw("\x1b[K")
     if job.verbose:
         from apdcli.cli.report import loaded_lines
 

@@ -9,23 +9,21 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from apdcli.cli.generate import Layout, open_trace, view_state
+from apdcli.cli.generate import Layout, View, decoded, open_trace, view_state
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from apdcli.chat.talk import Talk
     from apdcli.cli.signals import Signals
-    from apdcli.decode.types import Finished, StepEvent
     from apdcli.engine.conversation import TurnRequest
     from apdcli.engine.session import Generation
     from apdcli.errors import OutputError
     from apdcli.load.settings import Settings
     from apdcli.render import TraceWriter, ViewState
 
-View = Callable[[Any], None]
 OpenView = Callable[["ViewState"], "AbstractContextManager[View]"]
 
 
@@ -109,6 +107,8 @@ def answer(
 ) -> Answered:
     """Decode a turn and keep it; the first Ctrl-C ends it after a step, the second at once.
 
+    No Ctrl-C keeps it from being kept.
+
     Raises:
         OutputError: the trace cannot be begun; nothing was decoded then.
         DeviceError: no memory. OSError: the terminal is gone.
@@ -117,54 +117,14 @@ def answer(
 
     layout = Layout(len(request.prompt_ids))
     state = view_state(request, layout, settings)
-    with tracing.opened(request, layout, settings) as trace:
-        consumers: list[View] = [] if trace is None else [trace]
-        done = _decode(request, state, consumers, open_view, signals)
-    if not done.token_ids:
-        return Answered(done, state, kept=False)
-    try:
-        renamed = talk.keep(request, done, typed=typed, state=state)
-    except OutputError as error:
-        return Answered(done, state, unsaved=error)
-    return Answered(done, state, renamed)
-
-
-def _decode(
-    request: TurnRequest,
-    state: ViewState,
-    consumers: list[View],
-    open_view: OpenView,
-    signals: Signals,
-) -> Generation:
-    steps: list[StepEvent] = []
-    last: Finished | None = None
-    try:
-        events = request.events(lambda: signals.interrupted)
-        closing = contextlib.closing(events)  # type: ignore[type-var]  # a generator
-        with signals.patient(), closing, open_view(state) as view:
-            for event in events:
-                if hasattr(event, "reason"):
-                    last = event  # type: ignore[assignment]
-                else:
-                    steps.append(event)
-                for consume in (*consumers, view):
-                    consume(event)
-    except KeyboardInterrupt:  # the second Ctrl-C, in the middle of a step
-        pass
-    return request.summarize(steps, last or _cut_short(steps))
-
-
-def _cut_short(steps: list[StepEvent]) -> Finished:
-    from apdcli.decode.types import Finished
-
-    if not steps:
-        return Finished("interrupted", 0, 0, 0, 0, 0.0)
-    end = steps[-1]
-    return Finished(
-        "interrupted",
-        end.step,
-        end.denoiser_forwards,
-        end.verifier_forwards,
-        end.tokens_forwarded,
-        end.elapsed_s,
-    )
+    with signals.held():
+        with tracing.opened(request, layout, settings) as trace:
+            consumers: list[View] = [] if trace is None else [trace]
+            done = decoded(request, consumers, lambda: open_view(state), signals)
+        if not done.token_ids:
+            return Answered(done, state, kept=False)
+        try:
+            renamed = talk.keep(request, done, typed=typed, state=state)
+        except OutputError as error:
+            return Answered(done, state, unsaved=error)
+        return Answered(done, state, renamed)

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from apdcli.cli.chat_answer import Answered, Tracing, View, answer
-from apdcli.cli.generate import INTERRUPTED
+from apdcli.cli.chat_answer import Answered, Tracing, answer
+from apdcli.cli.generate import INTERRUPTED, View
 from apdcli.cli.lines import Asked, Line, read_line
 from apdcli.cli.main import FAILED, outcome
 from apdcli.errors import InputError
@@ -125,7 +125,7 @@ class Lines:
         if self._verbose:
             from apdcli.render import summary_line
 
-            self.context.say(summary_line(done.state))
+            self.context.remark(summary_line(done.state))
 
     def _complain(self, line: Line, id_: Any, why: str) -> None:
         if self._json:  # in the answer's place, so that whoever waits for a line gets one

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from apdcli.chat.commands import is_command, parse_command
 from apdcli.chat.files import TextFile, files_in, no_files_in, with_files
 from apdcli.chat.screen import answer_line
-from apdcli.cli.chat_answer import Answered, Tracing, View, answer
+from apdcli.cli.chat_answer import Answered, Tracing, answer
+from apdcli.cli.generate import View
 from apdcli.cli.main import outcome
 from apdcli.errors import ApdError
 from apdcli.render.terminal import Terminal, can_draw, no_echo
@@ -64,13 +65,17 @@ class Loop:
         self.draft = ""
         self._live = live
         self.quiet = quiet
+        self._hush = contextlib.ExitStack()
 
     def run(self) -> int:
         """Until the user leaves; 0."""
+        with self._hush:
+            return self._run()
+
+    def _run(self) -> int:
         from apdcli.cli import chat_do
 
         while True:
-            self.context.signals.rearm()
             try:
                 text = self._read()
                 if is_command(text):
@@ -96,6 +101,17 @@ class Loop:
             InputError: a file cannot be added; the message comes back at the prompt.
             PromptError: too long; so does it.
         """
+        with self._turn():
+            self._say(text)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """No key is drawn and no Ctrl-C is lost until the next message is read."""
+        self._hush.enter_context(no_echo(self.context.stdin))
+        with self.context.signals.held():
+            yield
+
+    def _say(self, text: str) -> None:
         try:
             named = files_in(text)
             files = [*self.pending, *named]
@@ -128,7 +144,7 @@ class Loop:
         Raises:
             PromptError: too long; the last one stays.
         """
-        with self.talk.replacing():
+        with self._turn(), self.talk.replacing():
             self._answer(self.talk.prepare(message, settings), settings, typed)
 
     def settings(self, **own: Any) -> Settings:
@@ -137,8 +153,18 @@ class Loop:
         return self.knobs.settings(**({} if system is None else {"system": system}), **own)
 
     def _read(self) -> str:
+        """What is typed next; the keys' echo is off since the answer, so that no ^C is drawn."""
         draft, self.draft = self.draft, ""
-        return self.reader.read(draft)
+        signals, hears = self.context.signals, self.reader.hears_interrupt
+        if not hears:
+            self._hush.close()
+        signals.rearm()
+        try:
+            with signals.held() if hears else contextlib.nullcontext():
+                return self.reader.read(draft)
+        finally:
+            self._hush.close()
+            signals.rearm()
 
     def _answer(self, request: Any, settings: Settings, typed: str | None) -> Answered:
         newly_out = request.left_out > self.talk.conversation.left_out
@@ -146,17 +172,16 @@ class Loop:
             count = request.left_out
             what = "message and its answer" if count == 1 else f"{count} messages with answers"
             self.screen.note(_LEFT_OUT.format(what))
-        with no_echo(self.context.stdin):
-            done = answer(
-                self.talk,
-                request,
-                settings,
-                open_view=self._view,
-                signals=self.context.signals,
-                tracing=self.tracing,
-                typed=typed,
-            )
-            self._conclude(done)
+        done = answer(
+            self.talk,
+            request,
+            settings,
+            open_view=self._view,
+            signals=self.context.signals,
+            tracing=self.tracing,
+            typed=typed,
+        )
+        self._conclude(done)
         return done
 
     def _conclude(self, done: Answered) -> None:

@@ -65,6 +65,13 @@ class Context:
         """Write one line to standard error; a standard error that is gone is no reason to fail."""
         self.tell(" ".join(text.splitlines()) + "\n", foreign=True)
 
+    def remark(self, text: str) -> None:
+        """Write one line to standard error, dim where it is a terminal."""
+        from apdcli.render.remark import remark  # late: most command lines have nothing to remark
+
+        line = _safe(" ".join(text.splitlines()))
+        self.tell(remark(line, self.stderr, self.environ) + "\n")
+
     def tell(self, text: str, *, foreign: bool = False) -> None:
         """Write to standard error: as it is, or made safe where it may hold foreign text."""
         if self.stderr is None:

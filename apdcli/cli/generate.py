@@ -10,7 +10,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,6 +23,11 @@ from apdcli.errors import ParameterError, UnknownParameterError, UsageError
 from apdcli.render.terminal import is_terminal
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from apdcli.cli.signals import Signals
+    from apdcli.decode.types import Finished, StepEvent
+    from apdcli.engine.conversation import TurnRequest
     from apdcli.engine.pair import LoadedPair
     from apdcli.engine.session import Generation, Request
     from apdcli.load.profile import Profile
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from apdcli.render import LiveView, PlainWriter, TraceWriter, ViewState
 
 INTERRUPTED = 130
+View = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,13 @@ def run(job: Job, context: Context) -> int:
 
         return many.run(job, context)
     profile, settings = resolve(job, context)
+    try:
+        return _run(job, context, profile, settings)
+    finally:
+        context.signals.release()
+
+
+def _run(job: Job, context: Context, profile: Profile, settings: Settings) -> int:
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(OutputFile(job.output)) if job.output else None
         for path in (job.trace, job.export):
@@ -165,7 +178,9 @@ def run(job: Job, context: Context) -> int:
         text = job.read(context)
         going = _load(profile, settings, text, job, context)
         trace = stack.enter_context(_trace_of(job.trace, going)) if job.trace else None
-        generation = _decode(going, trace)
+        context.signals.hold()  # a second Ctrl-C does not take away what there is
+        consumers: list[View] = [] if trace is None else [trace]
+        generation = decoded(going.request, consumers, lambda: _view(going), context.signals)
         _deliver(generation, going, target)
     if job.export is not None:
         from apdcli.render.picture import export_picture
@@ -223,10 +238,13 @@ def _check_together(settings: Settings) -> None:
 def _load(profile: Profile, settings: Settings, text: str, job: Job, context: Context) -> _Going:
     """Load the models and check the request against them."""
     began = time.perf_counter()
-    from apdcli.engine.pair import load_models
+    from apdcli.cli.loading import loading
 
-    pair = load_models(profile, settings)
-    request, layout = job.prepare(pair, text, settings)
+    with loading(context, quiet=job.quiet):
+        from apdcli.engine.pair import load_models
+
+        pair = load_models(profile, settings)
+        request, layout = job.prepare(pair, text, settings)
     if job.verbose:
         from apdcli.cli.report import loaded_lines
 
@@ -281,24 +299,59 @@ def _trace_of(path: str, going: _Going) -> TraceWriter:
     return open_trace(path, going.request, going.layout, going.settings)
 
 
-def _decode(going: _Going, trace: TraceWriter | None) -> Generation:
-    """Run it to its end or to the first Ctrl-C, and show it on the way if it is to be shown."""
-    signals = going.context.signals
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(signals.patient())
-        consumers: list[Callable[[Any], None]] = [] if trace is None else [trace]
-        if going.job.streams:
-            view = _open_view(going)
-            stack.enter_context(view)
-            consumers.append(view)
-        else:
-            consumers.append(going.state.apply)
-        events = []
-        for event in going.request.events(lambda: signals.interrupted):
-            events.append(event)
-            for consume in consumers:
-                consume(event)
-    return going.request.result(events)
+def decoded(
+    request: Request | TurnRequest,
+    consumers: Sequence[View],
+    open_view: Callable[[], AbstractContextManager[View]],
+    signals: Signals,
+) -> Generation:
+    """Run it to its end or until Ctrl-C, and let everyone see each event.
+
+    The first Ctrl-C ends it after a step, the second in the middle of one; later ones, and those
+    that come while an event is shown, wait until the answer is put away. `signals` are held.
+    """
+    from apdcli.decode.types import Finished
+
+    steps: list[StepEvent] = []
+    last: Finished | None = None
+    events = request.events(lambda: signals.interrupted)
+    closing = contextlib.closing(events)  # type: ignore[type-var]  # a generator
+    with closing, open_view() as view:
+        everyone = (*consumers, view)
+        try:
+            for event in signals.each(events):
+                if isinstance(event, Finished):
+                    last = event
+                else:
+                    steps.append(event)
+                for consume in everyone:
+                    consume(event)
+        except KeyboardInterrupt:  # the second Ctrl-C, in the middle of a step
+            last = _cut_short(steps)
+            for consume in everyone:
+                consume(last)
+    return request.summarize(steps, last or _cut_short(steps))
+
+
+def _cut_short(steps: Sequence[StepEvent]) -> Finished:
+    from apdcli.decode.types import Finished
+
+    if not steps:
+        return Finished("interrupted", 0, 0, 0, 0, 0.0)
+    end = steps[-1]
+    return Finished(
+        "interrupted",
+        end.step,
+        end.denoiser_forwards,
+        end.verifier_forwards,
+        end.tokens_forwarded,
+        end.elapsed_s,
+    )
+
+
+def _view(going: _Going) -> AbstractContextManager[View]:
+    """What shows the answer on the way, or only counts it."""
+    return _open_view(going) if going.job.streams else contextlib.nullcontext(going.state.apply)
 
 
 def _open_view(going: _Going) -> LiveView | PlainWriter:
@@ -333,7 +386,7 @@ def _deliver(generation: Generation, going: _Going, target: OutputFile | None) -
     if _wants_summary(job, context):
         from apdcli.render import summary_line
 
-        context.say(summary_line(going.state))
+        context.remark(summary_line(going.state))
 
 
 def _wants_summary(job: Job, context: Context) -> bool:

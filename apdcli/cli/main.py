@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FAILED, INTERRUPTED, CLOSED_PIPE = 1, 130, 141
 _SIGNALLED = 128
+_QUIT = _SIGNALLED + 3  # SIGQUIT
 _BUG = "this should not happen; run with apd --debug for the traceback"
 
 
@@ -44,6 +45,13 @@ def main(args: Sequence[str] | None = None, context: Context | None = None) -> i
 def run() -> NoReturn:
     """The process `apd`: what the command of that name calls."""
     status = main()
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over: nothing is left to be stopped
+    if status == _QUIT:  # whoever started us sees the signal, as with any program
+        from apdcli.cli.quitting import quit_now
+
+        quit_now()
     if "torch" in sys.modules:
         # Taking torch's thousand modules apart takes a third of a second, for nothing: what has
         # asked to be called at the end is called, and the streams were flushed by main.

@@ -153,5 +153,5 @@ def _play(
             view(event)
     drawn = not job.no_live and can_draw(context.out, context.environ)
     if not drawn and is_terminal(context.stdout) and is_terminal(context.stderr):
-        context.say(summary_line(state))
+        context.remark(summary_line(state))
     return not signals.interrupted

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from apdcli.cli import generate
 from apdcli.cli.context import Context
+from apdcli.cli.loading import loading
 from apdcli.cli.outputs import check_writable
 from apdcli.cli.progress import Progress
 from apdcli.cli.tune_options import Job
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from apdcli.tune.search import Progress as Where
     from apdcli.tune.setup import Ground
     from apdcli.tune.study import Study
+
+_STOPPED = "stopped before a first result; the same command goes on"
 
 
 def run(job: Job, context: Context) -> int:
@@ -70,10 +73,11 @@ def _ground(
 ) -> Ground:
     """The models and the task, which without labels needs the models' own careful answers."""
     began = time.perf_counter()
-    from apdcli.engine.pair import load_models
-    from apdcli.tune.setup import Ground
+    with loading(context, quiet=job.quiet, stopped=_STOPPED):
+        from apdcli.engine.pair import load_models
+        from apdcli.tune.setup import Ground
 
-    pair = load_models(profile, settings)
+        pair = load_models(profile, settings)
     if job.verbose:
         from apdcli.cli.report import loaded_lines
 
@@ -108,11 +112,12 @@ def _prompts(job: Job, context: Context, pair: LoadedPair, settings: Settings) -
 
 
 def _study(job: Job, context: Context, ground: Ground) -> Study:
-    from apdcli.tune.storage import default_storage
-    from apdcli.tune.study import open_study
+    with loading(context, quiet=job.quiet, stopped=_STOPPED):
+        from apdcli.tune.storage import default_storage
+        from apdcli.tune.study import open_study
 
-    storage = job.storage or default_storage(context.environ)
-    study = open_study(storage, job.study or ground.study_name(), ground.study_setup())
+        storage = job.storage or default_storage(context.environ)
+        study = open_study(storage, job.study or ground.study_name(), ground.study_setup())
     if job.verbose:
         context.say(f"study     {study.name} in {study.where}, {study.count()} settings so far")
         context.say(f"device    {ground.device}")
@@ -147,7 +152,7 @@ def _deliver(job: Job, context: Context, ground: Ground, study: Study, found: Fo
         if found.failure is not None:
             raise found.failure
         if interrupted:
-            _note(job, context, "stopped before a first result; the same command goes on")
+            _note(job, context, _STOPPED)
             return generate.INTERRUPTED
         what = "one token a step" if found.baseline is None else "a first setting"
         raise ApdError(
@@ -218,8 +223,8 @@ class _Bar(Progress):
             return "starting"[:columns]
         left = max(0, round(self._timeout - (self._clock() - self._began)))
         clock = f"at most {left // 60}:{left % 60:02} left"
-        doing = "" if where.doing == "setting" else f"{where.doing} "
-        parts = [f"{where.tried}/{where.of}", f"{doing}{where.answered}/{where.items}", clock]
+        setting = f"setting {where.tried}/{where.of}" if where.doing == "setting" else where.doing
+        parts = [setting, f"prompt {where.answered}/{where.items}", clock]
         if where.best is not None:
             from apdcli.cli.tune_report import settings_text
 

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from apdcli.render.layout import Glyph, Line, Row, ahead, glyphs, rows
 from apdcli.render.palette import RESET, Palette, depth_of
+from apdcli.render.remark import remark
 from apdcli.render.state import Cell, ViewState
 from apdcli.render.summary import status_spans, summary_line
-from apdcli.render.terminal import Output, Suspension, Terminal, no_echo
+from apdcli.render.terminal import Suspension, Terminal, no_echo
 from apdcli.render.text import width
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class LiveView:
         state: ViewState,
         terminal: Terminal,
         *,
-        summary_to: Output | None = None,
+        summary_to: TextIO | None = None,
         keyboard: TextIO | None = None,
     ) -> None:
         """Args:
@@ -168,7 +169,8 @@ class LiveView:
         text += self._settled_to_the_end()
         self._send(_SYNC + text + _CLEAR_BELOW + RESET + _WRAP + _SYNC_END + _SHOW)
         if self._summary_to is not None and self.state.step:
-            self._summary_to.write(summary_line(self.state) + "\n")
+            line = remark(summary_line(self.state), self._summary_to, self._terminal.environ)
+            self._summary_to.write(line + "\n")
             self._summary_to.flush()
 
     def _settled_to_the_end(self) -> str:

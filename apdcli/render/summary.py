@@ -15,6 +15,7 @@ from apdcli.render.text import width
 
 BARS = "▁▂▃▄▅▆▇█"
 _SEPARATOR = "  "
+_ENDS = {"length": "cut at max-tokens"}
 
 
 def sparkline(counts: Iterable[int]) -> str:
@@ -25,19 +26,26 @@ def sparkline(counts: Iterable[int]) -> str:
 
 
 def summary_line(state: ViewState) -> str:
+    """The summary of what a view shows; without an end while it runs."""
+    reason = "" if state.finished is None else state.finished.reason
+    return summary_text(state.tokens, state.step, state.elapsed_s, reason)
+
+
+def summary_text(tokens: int, steps: int, seconds: float, reason: str) -> str:
     """For example "142 tokens in 41 steps · 3.46 tokens/step · 58.3 tokens/s · 2.4 s · stop"."""
     parts = [
-        f"{_counted(state.tokens, 'token')} in {_counted(state.step, 'step')}",
-        f"{state.tokens_per_step:.2f} tokens/step",
-        f"{state.tokens_per_second:.1f} tokens/s",
-        f"{state.elapsed_s:.1f} s",
+        f"{counted(tokens, 'token')} in {counted(steps, 'step')}",
+        f"{tokens / max(1, steps):.2f} tokens/step",
+        f"{tokens / seconds if seconds > 0 else 0:.1f} tokens/s",
+        f"{seconds:.1f} s",
     ]
-    if state.finished is not None:
-        parts.append(state.finished.reason)
+    if reason:
+        parts.append(_ENDS.get(reason, reason))
     return " · ".join(parts)
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """1 step, 2 steps."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 

@@ -27,6 +27,8 @@ TALK = ("My name is Mia.", "I have 25 coins.", "What is my name?")
 class Typed:
     """A reader of what is in a list: texts to type, exceptions to press."""
 
+    hears_interrupt = False
+
     def __init__(self, *texts: str | type[BaseException]) -> None:
         self.texts = list(texts)
         self.defaults: list[str] = []

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from apdcli.chat.sessions import Session, Store
+from apdcli.chat.screen import stats_lines
+from apdcli.chat.sessions import Session, Store, Turn
 from apdcli.chat.talk import Talk
 from apdcli.load.profile import find_profile
 from apdcli.render.safe import visible
+from apdcli.render.summary import summary_line
 from tests.cli.conftest import MakeProfile
 from tests.cli.seat import TALK, Seat, Typed, pair, seat
 
@@ -23,7 +25,9 @@ def test_a_message_is_answered_counted_and_saved(seat: Seat) -> None:
     shown = seat(TALK[0])
     turn = seat.loop.talk.turns[0]
     assert turn.answer in shown
-    assert f"{turn.tokens} tokens · " in shown
+    words = summary_line(seat.loop.talk.states[0])  # the words of apd generate
+    assert words.split(" · ")[:2] == shown.splitlines()[-2].split(" · ")[:2]
+    assert words.split(" · ")[-1] == shown.splitlines()[-2].split(" · ")[-1]
     assert seat.on_disk() == [TALK[0]]
     assert seat("", "  ") == ""
 
@@ -244,6 +248,13 @@ def test_profile(seat: Seat, make_profile: MakeProfile) -> None:
     alone = make_profile("", name="alone", verifier=None)
     assert "needs a verifier" in " ".join(seat(f"/profile {alone}").split())
     assert find_profile(other).name == seat.loop.knobs.profile.name
+
+
+def test_one_of_anything_is_no_plural() -> None:
+    assert stats_lines([Turn("?", "!", accepted=(1,))], 80)[:2] == [
+        "1  ▁  1.0 a step, 1 token",
+        "1 token in 1 step: 1.00 a step",
+    ]
 
 
 def test_trace_stats_copy_export_show(seat: Seat, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pyte
 import pytest
@@ -35,7 +36,9 @@ def data(environ: dict[str, str], tmp_path: Path) -> Path:
 class Person:
     """Someone at a terminal, and what is on it."""
 
-    def __init__(self, environ: dict[str, str], *args: object, size: tuple[int, int]) -> None:
+    def __init__(
+        self, environ: dict[str, str], *args: object, size: tuple[int, int], **more: Any
+    ) -> None:
         columns, lines = size
         self.child = pexpect.spawn(
             APD[0],
@@ -44,6 +47,7 @@ class Person:
             dimensions=(lines, columns),
             encoding="utf-8",
             timeout=120,
+            **more,
         )
         self.screen = pyte.HistoryScreen(columns, lines, history=1000, ratio=0.5)
         self.stream = pyte.Stream(self.screen)

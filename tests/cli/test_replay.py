@@ -52,7 +52,7 @@ def test_on_a_terminal_it_is_the_live_view(apd: Apd, trace: Path) -> None:
     assert "tokens in" in ran.err
     plain = apd("replay", trace, "--speed", "0", "--no-live", terminal=True)
     assert plain.out == TEXT + "\n"
-    assert plain.err.endswith("· stop\n")
+    assert plain.err.endswith("· stop\x1b[0m\n")  # dim, as everything beside the answer
 
 
 def test_a_trace_of_generate_gives_its_text(apd: Apd, profile: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def start(environ: dict[str, str], *args: object, **streams: Any) -> subprocess.
     return subprocess.Popen([*APD, *map(str, args)], env=environ, **streams)
 
 
-def on_terminal(environ: dict[str, str], *args: object, columns: int = 80) -> Any:
+def on_terminal(environ: dict[str, str], *args: object, columns: int = 80, **more: Any) -> Any:
     return pexpect.spawn(
         APD[0],
         [*APD[1:], *map(str, args)],
@@ -52,6 +52,7 @@ def on_terminal(environ: dict[str, str], *args: object, columns: int = 80) -> An
         dimensions=(24, columns),
         encoding="utf-8",
         timeout=120,
+        **more,
     )
 
 

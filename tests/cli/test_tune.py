@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,8 @@ def test_on_a_terminal(tune: Any) -> None:
     assert "◆ chosen" in _bare(ran.out)
     assert "\r\x1b[K" in ran.err, "the progress bar was there, and is wiped"
     assert ran.err.endswith("\x1b[K")
+    assert re.search(r"one token a step  prompt \d/3", ran.err)  # what the numbers are
+    assert re.search(r"setting \d/3  prompt \d/3", ran.err)
     assert "\r" not in tune("-q", terminal=True).err
 
 

@@ -233,6 +233,11 @@ def test_a_terminal_that_is_gone_is_not_written_to_again() -> None:
         show(words.state(), apd_events(words), terminal, each=hang_up)
 
 
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_the_summary_goes_to_the_other_stream() -> None:
     terminal, err = FakeTerminal(), io.StringIO()
     words = words_of("some text")
@@ -242,6 +247,9 @@ def test_the_summary_goes_to_the_other_stream() -> None:
         err.getvalue(),
     )
     assert "tokens in" not in terminal.sent
+    err = Tty()
+    show(words.state(), apd_events(words), FakeTerminal(), summary_to=err)
+    assert re.fullmatch(r"\x1b\[38;5;244m\d+ tokens in .* · stop\x1b\[0m\n", err.getvalue())
 
 
 def test_a_terminal_made_wider_or_taller_on_the_way() -> None:

@@ -11,6 +11,7 @@ from apdcli.errors import OutputError, UsageError
 from apdcli.render import sparkline, summary_line
 from apdcli.render.palette import RUN_COLOURS, Look, Palette, depth_of
 from apdcli.render.picture import export_picture, picture
+from apdcli.render.summary import summary_text
 from tests.render.fakes import Vocabulary, apd_events, finished, step
 
 
@@ -23,6 +24,13 @@ def test_the_summary() -> None:
     assert summary_line(state) == (
         "4 tokens in 2 steps · 2.00 tokens/step · 20.0 tokens/s · 0.2 s · stop"
     )
+
+
+def test_an_end_that_is_none_says_why() -> None:
+    assert summary_text(1, 1, 0.5, "length") == (
+        "1 token in 1 step · 1.00 tokens/step · 2.0 tokens/s · 0.5 s · cut at max-tokens"
+    )
+    assert summary_text(0, 0, 0.0, "interrupted").startswith("0 tokens in 0 steps · 0.00")
 
 
 def test_nothing_generated_is_no_division_by_zero() -> None:
