@@ -16,6 +16,7 @@ from apdcli.render.palette import depth_of
 from apdcli.render.safe import visible
 
 if TYPE_CHECKING:
+    from markdown_it.rules_inline import StateInline
     from markdown_it.token import Token
     from rich.console import Console
     from rich.markdown import Markdown
@@ -52,8 +53,20 @@ def markdown(text: str) -> Markdown:
     made = Plain("", code_theme=_CODE_THEME, hyperlinks=False)
     made.markup = text = visible(text)
     parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+    parser.inline.ruler.at("newline", _kept_line_end)
     made.parsed = _cleaned(parser.parse(text))
     return made
+
+
+def _kept_line_end(state: StateInline, silent: bool) -> bool:
+    """A line ends where the model ended it, and the next keeps its indent: code without a fence."""
+    if state.src[state.pos] != "\n":
+        return False
+    if not silent:
+        state.pending = state.pending.rstrip(" ")
+        state.push("hardbreak", "br", 0)
+    state.pos += 1
+    return True
 
 
 def _left_heading() -> Any:

@@ -77,6 +77,12 @@ def test_markdown_is_markdown() -> None:
     assert all(len(line) <= 40 for line in plain.splitlines())
 
 
+def test_markdown_keeps_the_lines_and_indents_that_there_are() -> None:
+    code = 'def add(a, b):\n    """Return the sum."""\n    return a + b'
+    plain = SGR.sub("", markdown_text(f"{code}\n\n- one\n  two  \n  three", 60, ENVIRON))
+    assert plain == f"{code}\n\n • one\n   two\n   three\n"
+
+
 @pytest.mark.parametrize("text", SAMPLES, ids=ascii)
 def test_the_view_before_markdown_does_not_either(text: str) -> None:
     out = io.StringIO()
