@@ -7,7 +7,7 @@ the two. Nothing of this machine is in it: no date, no width, no path.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from apdcli import __version__
@@ -31,6 +31,8 @@ _STATUSES = (
 _VARIABLES = (
     ("APD_PROFILE, APD_STRATEGY, APD_TEMPERATURE, ...", "A setting that no option gives."),
     ("APD_CONFIG_DIR", "Where the folder of your own profiles lies."),
+    ("APD_DATA_DIR", "In place of ~/.local/share/apd, for sessions, history and searches."),
+    ("APD_CACHE_DIR", "In place of ~/.cache/apd."),
     ("NO_COLOR", "Not empty: no colours; steps are told apart by underlining."),
     ("FORCE_COLOR", "On a terminal: 0 none, 1 the 16 of every terminal, 2 256, 3 all colours."),
     ("TERM", "dumb: plain text, no live view."),
@@ -40,8 +42,19 @@ _VARIABLES = (
 )
 _FILES = (
     ("~/.config/apd/profiles/*.toml", "Your own profiles; they win over shipped ones."),
+    ("~/.local/share/apd/sessions/*.json", "The conversations of apd chat, a file each."),
+    ("~/.local/share/apd/history", "What was typed in them, for Up and Ctrl-R."),
+    ("~/.local/share/apd/tune.db", "The searches of apd tune; the same command goes on with one."),
+    ("~/.local/share/apd/completion.bash, completion.zsh", "What --install-completion writes."),
+    ("~/.config/fish/completions/apd.fish", "The same for fish."),
+    ("~/.cache/apd", "The models' careful answers, which apd tune and apd eval compare with."),
     ("~/.cache/huggingface/hub", "Models that were fetched."),
 )
+_CHAT = """\
+On a terminal, a line that begins with a slash is a command to B(apd chat); anything else is a
+message. In a pipe every line is a message.
+"""
+_KEYS = "The keys of the line that is typed, which can be edited and recalled as in a shell:"
 
 
 def manual() -> str:
@@ -66,15 +79,33 @@ def manual() -> str:
     ]
     for path, command in _commands(root, "apd"):
         lines += _command(path, command)
+    lines += _chat()
     for title, rows in (
         ("EXIT STATUS", _STATUSES),
         ("ENVIRONMENT", _VARIABLES),
         ("FILES", _FILES),
     ):
-        lines.append(f".SH {title}")
-        for name, text in rows:
-            lines += [".TP", f"\\fB{_roff(name)}\\fR", _roff(text)]
+        lines += [f".SH {title}", *_rows(rows)]
     return "\n".join(lines) + "\n"
+
+
+def _chat() -> list[str]:
+    """What /help says inside a chat."""
+    from apdcli.chat.commands import COMMANDS, KEYS
+
+    commands = [
+        (", ".join((command.shown, *(f"/{name}" for name in command.aliases))), command.does)
+        for command in COMMANDS
+    ]
+    lines = [".SH CHAT", *_marked(_CHAT), *_rows(commands)]
+    return [*lines, ".PP", _roff(_KEYS), *_rows(KEYS)]
+
+
+def _rows(rows: Iterable[tuple[str, str]]) -> list[str]:
+    lines: list[str] = []
+    for name, text in rows:
+        lines += [".TP", f"\\fB{_roff(name)}\\fR", _roff(text)]
+    return lines
 
 
 def _synopsis(root: Any) -> list[str]:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import apdcli
+from apdcli.chat.commands import help_lines
+from apdcli.cli.man import _roff
 from apdcli.cli.options import FLAGS
 from apdcli.decode.params import STRATEGIES
 from tests.cli.conftest import Apd
@@ -26,6 +28,9 @@ def test_the_page_that_is_shipped_is_what_the_help_says(apd: Apd) -> None:
     for flag in FLAGS:
         for spelling in flag.flags:
             assert "\\fB" + spelling.replace("-", "\\-") + "\\fR" in fresh
+    for name, text in help_lines():  # what /help says in a chat
+        assert f"\\fB{_roff(name)}" in fresh
+        assert _roff(text) in fresh
     for name in STRATEGIES:
         assert f"\\fB{name}\\fR" in fresh
 
@@ -50,6 +55,9 @@ def test_groff_has_no_complaint_and_loses_nothing() -> None:
         "~/.config/apd/profiles/*.toml",
         'apd generate "Write a haiku about the sea"',
         "apd profiles check [NAME]",
+        "/retry, /regenerate",
+        "~/.local/share/apd/sessions/*.json",
+        "~/.local/share/apd/tune.db",
     ):
         assert piece in shown
 
