@@ -14,7 +14,7 @@ from apdcli.cli.chat_answer import Answered, Tracing, answer
 from apdcli.cli.generate import INTERRUPTED, View
 from apdcli.cli.lines import Asked, Line, read_line
 from apdcli.cli.main import FAILED, outcome
-from apdcli.errors import InputError
+from apdcli.errors import InputError, reason
 from apdcli.render.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _lines(context: Context) -> Iterator[Line]:
         try:
             data = stdin.readline(_MOST_BYTES + 1)
         except OSError as error:
-            raise InputError(f"standard input cannot be read: {error.strerror or error}") from error
+            raise InputError(f"standard input cannot be read: {reason(error)}") from error
         except ValueError:  # closed
             return
         if not data:

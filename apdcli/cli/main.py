@@ -101,7 +101,7 @@ def outcome(error: BaseException, *, interrupted: bool = False) -> tuple[int, st
         interrupted: Ctrl-C was pressed; an import that it cut short fails with other errors.
     """
     from apdcli.cli.signals import Terminated
-    from apdcli.errors import ApdError
+    from apdcli.errors import ApdError, reason
 
     if isinstance(error, ApdError):
         return error.exit_status, str(error)
@@ -115,7 +115,7 @@ def outcome(error: BaseException, *, interrupted: bool = False) -> tuple[int, st
         return (error.code, "") if isinstance(error.code, int) else (FAILED, str(error.code or ""))
     if isinstance(error, OSError):
         where = error.filename or "standard output"
-        return FAILED, f"{where}: {(error.strerror or str(error)).lower()}"
+        return FAILED, f"{where}: {reason(error)}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return FAILED, "out of memory; try a smaller -n or -M, another --dtype, or --device cpu"
     text = " ".join(str(error).split())[:200]

@@ -301,6 +301,7 @@ def test_closed_streams(profile: Path) -> None:
         (BrokenPipeError(), 141, ""),
         (OSError(28, "No space left on device"), 1, "standard output: no space left on device"),
         (OSError(13, "Permission denied", "x.txt"), 1, "x.txt: permission denied"),
+        (OSError(20, "Not a directory", "x.txt"), 1, "x.txt: not a folder"),
         (MemoryError(), 1, "out of memory"),
         (ZeroDivisionError("a\nb"), 1, "ZeroDivisionError: a b (this should not happen"),
     ],
