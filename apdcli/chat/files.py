@@ -1,12 +1,14 @@
 """Text files in a message: read whole, checked, and put behind what was typed. Knows no terminal.
 
 `@notes.txt` at the start of a word adds that file; `@"my notes.txt"` one with spaces in its name.
+`\\@notes.txt` is the word @notes.txt.
 """
 
 from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from apdcli.errors import InputError, reason
 
 MOST_BYTES = 256 * 2**10
 _AT = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|(\S+))')
+_ESCAPED = re.compile(r"(?<!\S)\\@")
 _TRAILING = ".,;:!?)]}'"  # punctuation of the sentence, unless a file is really called so
 
 
@@ -89,8 +92,16 @@ def files_in(text: str) -> list[TextFile]:
         quoted, word = match.groups()
         name = quoted or _file_name(word)
         if name is not None and name not in found:
-            found[name] = read_text_file(name)
+            try:
+                found[name] = read_text_file(name)
+            except InputError as error:
+                raise InputError(f"{error}; \\{match[0]} sends just the word") from error
     return list(found.values())
+
+
+def joined(files: Iterable[TextFile]) -> list[TextFile]:
+    """The files, each once: one that was read again stands for what was read before."""
+    return list({Path(file.name).expanduser().absolute(): file for file in files}.values())
 
 
 def no_files_in(text: str) -> list[str]:
@@ -101,6 +112,7 @@ def no_files_in(text: str) -> list[str]:
 
 def with_files(text: str, files: list[TextFile]) -> str:
     """The message that the model gets: what was typed, then each file under its name."""
+    text = _ESCAPED.sub("@", text)
     return "\n\n".join([text, *(f"{file.name}:\n{file.text.rstrip()}" for file in files)]).strip()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apdcli.chat.commands import help_lines
-from apdcli.chat.files import MOST_BYTES, read_text_file
+from apdcli.chat.files import MOST_BYTES, joined, read_text_file
 from apdcli.chat.screen import clipboard_code, stats_lines
 from apdcli.chat.sessions import Session, Turn
 from apdcli.cli.chat_knobs import UNSET, fresh_seed, settings_in, shown
@@ -29,7 +29,7 @@ _OF_THE_RUN = ("profile", "system", "device", "dtype", "quantize", "engine")
 
 def _help(loop: Loop, _: str) -> None:
     loop.screen.table(help_lines())
-    loop.screen.note(f"files: UTF-8 text, at most {MOST_BYTES >> 10} KiB")
+    loop.screen.note(f"files: UTF-8 text, at most {MOST_BYTES >> 10} KiB; \\@ is just an @")
 
 
 def _set(loop: Loop, argument: str) -> None:
@@ -203,8 +203,10 @@ def _sessions(loop: Loop, _: str) -> None:
 
 def _file(loop: Loop, name: str) -> None:
     file = read_text_file(name.strip("\"'") if len(name) > 1 else name)
-    loop.pending.append(file)
-    loop.screen.note(f"{file.described} goes with your next message")
+    pending = joined([*loop.pending, file])
+    again = ", once" if len(pending) == len(loop.pending) else ""
+    loop.pending = pending
+    loop.screen.note(f"{file.described} goes with your next message{again}")
 
 
 def _profile(loop: Loop, name: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from apdcli.cli.chat_answer import Answered, Tracing, answer
 from apdcli.cli.generate import INTERRUPTED, View
-from apdcli.cli.lines import Asked, Line, read_line
+from apdcli.cli.lines import Asked, Line, id_of, read_line
 from apdcli.cli.main import FAILED, outcome
 from apdcli.errors import InputError, reason
 from apdcli.render.terminal import is_terminal
@@ -55,10 +55,8 @@ class Lines:
         if is_terminal(self.context.stdin) and is_terminal(self.context.stderr):
             self.context.say("one message a line; Ctrl-D ends")
         for line in _lines(self.context):
-            id_: Any = None
             try:
                 asked = self._asked(line)
-                id_ = asked.id
                 if self._answer(line, asked) == "interrupted":
                     return INTERRUPTED
             except (OSError, KeyboardInterrupt):  # nobody reads any more; Ctrl-C
@@ -67,17 +65,17 @@ class Lines:
                 if signals.interrupted or self.context.debug:
                     raise
                 status = FAILED
-                self._complain(line, id_, outcome(error)[1])
+                self._complain(line, outcome(error)[1])
         return status
 
     def _asked(self, line: Line) -> Asked:
-        as_object = self._json and line.data.lstrip().startswith(b"{")
-        asked = read_line(line, as_object)
-        if not isinstance(asked.prompt, str):
-            raise InputError("a chat keeps its messages itself: give the next one as prompt")
+        asked = read_line(line, self._is_object(line), messages=False)
         if asked.raw is not None:
             raise InputError("raw does not go with a chat")
         return asked
+
+    def _is_object(self, line: Line) -> bool:
+        return self._json and line.data.lstrip().startswith(b"{")
 
     def _answer(self, line: Line, asked: Asked) -> str:
         settings = self._settings(asked)
@@ -127,8 +125,9 @@ class Lines:
 
             self.context.remark(summary_line(done.state))
 
-    def _complain(self, line: Line, id_: Any, why: str) -> None:
+    def _complain(self, line: Line, why: str) -> None:
         if self._json:  # in the answer's place, so that whoever waits for a line gets one
+            id_ = id_of(line, self._is_object(line))
             self._print({**_head(line, id_), "error": why})
         self.context.say(f"apd: line {line.number}: {why}")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from apdcli.chat.commands import is_command, parse_command
-from apdcli.chat.files import TextFile, files_in, no_files_in, with_files
+from apdcli.chat.files import TextFile, files_in, joined, no_files_in, with_files
 from apdcli.chat.screen import answer_line
 from apdcli.cli.chat_answer import Answered, Tracing, answer
 from apdcli.cli.generate import View
@@ -114,7 +114,7 @@ class Loop:
     def _say(self, text: str) -> None:
         try:
             named = files_in(text)
-            files = [*self.pending, *named]
+            files = joined([*self.pending, *named])
             settings = self.settings()
             request = self.talk.prepare(with_files(text, files), settings)
         except ApdError:

@@ -31,6 +31,7 @@ _OF_A_LINE = {  # every spelling of a flag that a line may set, as the setting's
 } | {name: name for name in OWN_FIELDS}
 _OF_THE_RUN = frozenset(flag.name for flag in FLAGS) - frozenset(_OF_A_LINE.values())
 _DATA = ("prompt", "messages", "id")
+_ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,24 @@ def _unreadable(path: str, error: OSError) -> InputError:
     return InputError(f"cannot read {path}: {reason(error)}")
 
 
-def read_line(line: Line, json_lines: bool) -> Asked:
+def id_of(line: Line, json_lines: bool) -> Any:
+    """What a line calls itself, though something else in it may be wrong; None: nothing."""
+    if not json_lines:
+        return None
+    try:
+        record = json.loads(line.data)
+    except (ValueError, RecursionError):
+        return None
+    return record.get("id") if isinstance(record, dict) else None
+
+
+def read_line(line: Line, json_lines: bool, *, messages: bool = True) -> Asked:
     """What the line asks, every value checked.
+
+    Args:
+        line: as it was read.
+        json_lines: it is an object, not a text.
+        messages: it may bring a whole conversation.
 
     Raises:
         InputError: what is wrong with it.
@@ -151,13 +168,18 @@ def read_line(line: Line, json_lines: bool) -> Asked:
         raise InputError(f"not JSON: {error}") from error
     if not isinstance(record, dict):
         raise InputError('not an object; write {"prompt": "..."} or {"messages": [...]}')
+    if not messages and "messages" in record:
+        raise InputError("a chat keeps its messages itself: give the next one as prompt")
+    if not messages and "prompt" not in record:
+        raise InputError('it needs prompt, as in {"prompt": "..."}')
     return Asked(_prompt(record), _settings(record), _raw(record), record.get("id"))
 
 
 def _prompt(record: Mapping[str, Any]) -> str | list[dict[str, str]]:
     given = [name for name in ("prompt", "messages") if name in record]
     if len(given) != 1:
-        raise InputError(f"it needs one of prompt and messages, and has {' and '.join(given) or 0}")
+        has = "both prompt and messages: give one" if given else "neither prompt nor messages"
+        raise InputError(f"it has {has}")
     value = record[given[0]]
     if given == ["prompt"]:
         if not isinstance(value, str) or not value.strip():
@@ -170,6 +192,11 @@ def _prompt(record: Mapping[str, Any]) -> str | list[dict[str, str]]:
             if not isinstance(message, dict) or not isinstance(message.get(key), str):
                 raise InputError(f"messages[{place}] needs {key}, a text")
             _checked_text(f"messages[{place}].{key}", message[key])
+        if message["role"] not in _ROLES:
+            known = ", ".join(_ROLES)
+            raise InputError(f"messages[{place}]: no role is {message['role']!r}; there is {known}")
+    if not any(m["role"] == "user" and m["content"].strip() for m in value):
+        raise InputError("messages has none of the user's with a text: there is nothing to answer")
     return value
 
 

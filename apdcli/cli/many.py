@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from apdcli.cli import generate
 from apdcli.cli.answers import Answers, AnswersFile, StreamedAnswers
 from apdcli.cli.context import Context
-from apdcli.cli.lines import Asked, Line, Source, open_source, read_line
+from apdcli.cli.lines import Asked, Line, Source, id_of, open_source, read_line
 from apdcli.cli.progress import Progress
 from apdcli.errors import ApdError, InputError, UsageError
 from apdcli.render.terminal import is_terminal
@@ -206,8 +206,10 @@ class _Many:
         record: dict[str, Any] = dict(line.head)
         own: Mapping[str, Any] = {}
         if isinstance(asked, Asked):
-            own = asked.settings
-            record |= {} if asked.id is None else {"id": asked.id}
+            own, id_ = asked.settings, asked.id
+        else:  # so that whoever sent it finds what failed
+            id_ = id_of(line, self.source.json_lines)
+        record |= {} if id_ is None else {"id": id_}
         if isinstance(result, ApdError):
             record["error"] = " ".join(str(result).split())
             tokens = 0

@@ -15,6 +15,7 @@ from apdcli.cli.report import SYMBOLS, placed, versions
 from apdcli.render.palette import depth_of
 from apdcli.render.plots import Kind, Picture, Point, terminal_plot
 from apdcli.render.safe import visible
+from apdcli.render.summary import counted
 from apdcli.render.terminal import is_terminal, stream_size
 from apdcli.tasks.types import AGREEMENT, Task
 from apdcli.tune.front import Candidate, difference
@@ -106,7 +107,7 @@ class Result:
         speed, low, high = self.tokens_per_second(chosen.nearest.measured)
         tried = len(self.found.finished) + len(self.found.pruned)
         return (
-            f"none of the {tried} settings tried reaches {self._target()}; the nearest is "
+            f"none of {counted(tried, 'setting')} tried reaches {self._target()}; the nearest is "
             f"{self.text_of(chosen.nearest)}: {speed:.0f} tokens/s ({low:.0f} to {high:.0f}), "
             f"{self.measure} {chosen.nearest.measured.quality} %"
         )
@@ -125,7 +126,7 @@ class Result:
         early = f", {len(found.pruned)} of them given up early" if found.pruned else ""
         tried = len(found.finished) + len(found.pruned)
         lines.append(
-            f"{tried} settings tried{early}: {found.answers:,} answers and "
+            f"{counted(tried, 'setting')} tried{early}: {found.answers:,} answers and "
             f"{found.reference_answers:,} of the reference"
         )
         return lines

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apdcli.chat.files import MOST_BYTES, files_in, read_text_file, with_files
+from apdcli.chat.files import MOST_BYTES, files_in, joined, read_text_file, with_files
 from apdcli.errors import InputError
 
 
@@ -33,6 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("mail mia@notes.txt", []),
         ("hi @mia, how are you @ 5?", []),
         ("@", []),
+        ("what is in \\@/etc and \\@notes.txt?", []),
     ],
 )
 def test_which_words_are_files(text: str, names: list[str]) -> None:
@@ -91,3 +92,16 @@ def test_nothing_is_waited_for(folder: Path) -> None:
         read_text_file(str(folder))
     with pytest.raises(InputError, match="not a file's name"):
         read_text_file("a\0b")
+
+
+def test_a_backslash_sends_the_word_itself(folder: Path) -> None:
+    with pytest.raises(InputError, match=r'a folder.*; \\@"\." sends just the word'):
+        files_in('what is in @"."')
+    assert with_files(r"look at \@. or a\@b", []) == r"look at @. or a\@b"
+
+
+def test_each_file_goes_once(folder: Path) -> None:
+    first, other = read_text_file("notes.txt"), read_text_file("Makefile")
+    (folder / "notes.txt").write_text("new")
+    again = read_text_file(str(folder / "notes.txt"))
+    assert [file.text for file in joined([first, other, again])] == ["new", "all:"]

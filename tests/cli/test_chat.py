@@ -69,6 +69,7 @@ BAD = [
     ("{", "not JSON"),
     ('{"prompt": ""}', "not empty"),
     ('{"messages": [{"role": "user", "content": "x"}]}', "keeps its messages itself"),
+    ('{"id": 4}', "it needs prompt, as in"),
     ('{"prompt": "x", "raw": true}', "raw"),
     ('{"prompt": "x", "temprature": 1}', "did you mean temperature"),
     ('{"prompt": "x", "temperature": -1}', "0 to 100"),
@@ -84,7 +85,8 @@ def test_a_bad_line_costs_only_itself(apd: Apd, profile: Path) -> None:
     assert ran.status == 1
     assert len(records) == len(lines)
     for (_, why), record in zip(BAD, records[1:-1], strict=True):
-        assert set(record) == {"line", "error"}
+        assert record.get("id") == (4 if "needs prompt" in why else None)
+        assert set(record) <= {"line", "error", "id"}
         assert why in record["error"]
     want = fresh_answers(profile, (TALK[0], TALK[2]), recompute_window="all")
     assert [records[0]["text"], records[-1]["text"]] == want

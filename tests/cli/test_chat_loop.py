@@ -182,6 +182,15 @@ def test_system(seat: Seat) -> None:
     assert not seat.loop.settings().system
 
 
+def test_a_file_that_is_added_twice_goes_once(seat: Seat, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("forty-two")
+    shown = seat("/file a.txt", "/file a.txt", "look @a.txt")
+    assert "goes with your next message, once" in shown
+    (turn,) = seat.loop.talk.turns
+    assert turn.message.count("forty-two") == 1
+    assert turn.shown == "look @a.txt [a.txt]"
+
+
 def test_files(seat: Seat, tmp_path: Path) -> None:
     (tmp_path / "n.txt").write_text("dog, moon\n")
     (tmp_path / "b").write_bytes(b"\0")

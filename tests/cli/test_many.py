@@ -87,8 +87,11 @@ BAD = [
     ("nonsense\n", "not JSON"),
     ("[1]\n", "not an object"),
     ('{"prompt": "a\\ud800b"}\n', "half a character"),
-    ({"id": 3}, "one of prompt and messages"),
-    ({"prompt": "a", "messages": []}, "one of prompt and messages"),
+    ({"id": 3}, "it has neither prompt nor messages"),
+    ({"prompt": "a", "messages": []}, "it has both prompt and messages"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0]: no role is 'robot'"),
+    ({"messages": [{"role": "assistant", "content": "x"}]}, "has none of the user's"),
+    ({"prompt": "a", "mixture_weight": 9, "id": [7]}, "0 to 1"),
     ({"prompt": "  "}, "not empty"),
     ({"messages": [{"role": "user"}]}, "messages[0] needs content"),
     ({"prompt": "a", "temprature": 1}, "did you mean temperature"),
@@ -109,8 +112,10 @@ def test_a_bad_line_has_an_error_in_its_place(apd: Apd, profile: Path, tmp_path:
     ran = apd("generate", "-p", profile, "--input", path, "-n", 4)
     first, *bad, last, latin = answers(ran.raw)
     assert first["text"] == last["text"]
-    for number, (answer, (_, message)) in enumerate(zip(bad, BAD, strict=True), start=2):
-        assert list(answer) == ["line", "input", "error"]
+    for number, (answer, (sent, message)) in enumerate(zip(bad, BAD, strict=True), start=2):
+        named = isinstance(sent, dict) and "id" in sent
+        assert list(answer) == ["line", "input", *(["id"] if named else []), "error"]
+        assert not named or answer["id"] == sent["id"]
         assert (answer["line"], message in answer["error"]) == (number, True), answer
     assert "byte 15 is 0xe9" in latin["error"]
     assert ran.status == 1

@@ -159,6 +159,7 @@ def test_ctrl_c_ends_it_with_the_result_so_far(tune: Any, profile: Path) -> None
     ran = tune("--trials", 50, "--target-speed", "0.01x", "--write", signals=pressed)
     assert ran.status == 130
     assert "3 settings tried" in ran.out
+    assert "1 setting tried" in tune("--trials", 1, "--study", "one").out
     assert "tuned" not in profile.read_text(), "a search that was cut short writes nothing"
     fresh = tune("--study", "other", signals=pressed)
     assert (fresh.status, fresh.out, fresh.err) == (130, "", "")
