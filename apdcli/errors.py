@@ -37,7 +37,7 @@ class ParameterError(UsageError, ValueError):
         self.field = field
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{field} = {value!r} is out of range: it must be {allowed}")
+        super().__init__(f"{field} = {value!r}: it must be {allowed}")
 
 
 class UnknownParameterError(UsageError, TypeError):

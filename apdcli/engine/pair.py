@@ -15,6 +15,7 @@ from apdcli.engine.device import check_dtype, flush_subnormals, no_room, resolve
 from apdcli.engine.eager import EagerDenoiser, banned_ids
 from apdcli.errors import ModelError, PromptError, UsageError
 from apdcli.load import tokenizer as tokenizers
+from apdcli.load.chat_template import as_messages
 from apdcli.load.hub import resolve_model
 from apdcli.load.layout import read_config
 from apdcli.load.profile import DEFAULT_PROFILE, ModelSection, Profile, find_profile
@@ -90,22 +91,21 @@ class LoadedPair:
                 tokens in it are those tokens.
 
         Raises:
-            PromptError: nothing to decode, or the template refuses the messages.
+            PromptError: nothing to decode, a message that is none (its place and what it lacks),
+                or the template refuses the messages.
             UsageError: `raw` with messages.
         """
         if raw:
             if not isinstance(prompt, str):
-                raise UsageError("raw text and a list of messages do not go together")
+                raise UsageError("raw is of one text; messages go through the chat template")
             ids = self.tokenizer.encode(prompt)
         else:
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            if not any(m.get("content", "").strip() for m in messages if m.get("role") == "user"):
-                raise PromptError("the prompt is empty; give some text as PROMPT or on stdin")
-            if system and all(m.get("role") != "system" for m in messages):
+            messages = as_messages(prompt)
+            if system and all(m["role"] != "system" for m in messages):
                 messages = [{"role": "system", "content": system}, *messages]
             ids = self.tokenizer.chat(messages)
         if not ids:
-            raise PromptError("the prompt is empty; give some text as PROMPT or on stdin")
+            raise PromptError("the prompt is empty")
         return tuple(ids)
 
 

@@ -74,6 +74,32 @@ def check_message(message: object) -> None:
             raise PromptError(f"a chat message needs {key!r}, a string; got {message.get(key)!r}")
 
 
+def as_messages(prompt: object) -> Sequence[Message]:
+    """A prompt as a conversation: one user message, or the messages that it is.
+
+    Raises:
+        PromptError: neither a text nor messages, no text to answer, or a message without a role
+            or a text; named by its place.
+    """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise PromptError("the prompt is empty")
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
+        raise PromptError(
+            'a prompt is a text or a list of {"role": ..., "content": ...}, '
+            f"not {type(prompt).__name__}"
+        )
+    for place, message in enumerate(prompt):
+        try:
+            check_message(message)
+        except PromptError as error:
+            raise PromptError(f"messages[{place}]: {error}") from None
+    if not any(m["role"] == "user" and m["content"].strip() for m in prompt):
+        raise PromptError("no message is the user's and has a text: there is nothing to answer")
+    return prompt
+
+
 def _environment() -> Environment:
     """Jinja as transformers sets it up: sandboxed, with the same whitespace rules and helpers."""
     import jinja2

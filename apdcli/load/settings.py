@@ -17,7 +17,7 @@ from apdcli.decode.params import (
     StrategyInfo,
     strategy_info,
 )
-from apdcli.errors import ProfileError, UnknownParameterError, UsageError
+from apdcli.errors import UnknownParameterError, UsageError
 from apdcli.load.device_name import device_name
 from apdcli.load.profile import (
     DEFAULT_PROFILE,
@@ -136,8 +136,8 @@ def resolve_settings(
 
     Raises:
         UnknownParameterError: a flag that the chosen strategy does not have.
-        ParameterError: a flag's value out of range. UsageError: an unknown strategy by flag.
-        ProfileError: an environment variable's value out of range.
+        ParameterError: a flag's value out of range.
+        UsageError: an unknown strategy by flag; an environment variable's value out of range.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     layers: list[Layer] = [
@@ -222,7 +222,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             _check(name, values[name])
         except UsageError as error:
             variable = environment_variable(name)
-            raise ProfileError(f"environment variable {variable}: {error}") from error
+            raise UsageError(f"environment variable {variable}: {error}") from error
     return values
 
 

@@ -127,9 +127,25 @@ def test_a_prompt_without_room_names_both_numbers(pair: LoadedPair) -> None:
     assert str(pair.context) in str(caught.value)
 
 
-@pytest.mark.parametrize("prompt", ["", "  \n", []])
-def test_an_empty_prompt_is_refused(pair: LoadedPair, prompt: Any) -> None:
-    with pytest.raises(PromptError, match="empty"):
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [
+        ("", "^the prompt is empty$"),
+        ("  \n", "^the prompt is empty$"),
+        ([], "nothing to answer"),
+        (3, "not int"),
+        (None, "not NoneType"),
+        (b"hi", "not bytes"),
+        (["x"], r"^messages\[0\]: .*mapping, not str"),
+        ([{"role": "user"}], r"^messages\[0\]: .*'content'"),
+        ([{"role": "user", "content": "a"}, {"content": "b"}], r"^messages\[1\]: .*'role'"),
+        ([{"role": "user", "content": 3}], r"^messages\[0\]: .*'content'"),
+        ([{"role": "assistant", "content": "a"}], "nothing to answer"),
+        ([{"role": "user", "content": " "}], "nothing to answer"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(pair: LoadedPair, prompt: Any, why: str) -> None:
+    with pytest.raises(PromptError, match=why):
         apdcli.generate(pair, prompt)
 
 

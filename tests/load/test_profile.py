@@ -63,15 +63,15 @@ def refused(tmp_path: Path, text: str | bytes) -> str:
         ),
         (
             BASE + "[decode]\nmixture_weight = 1.5",
-            ": decode.mixture_weight = 1.5 is out of range: it must be a number from 0 to 1",
+            ": decode.mixture_weight = 1.5: it must be a number from 0 to 1",
         ),
-        (BASE + "[decode]\nrecompute_window = 0", ": decode.recompute_window = 0 is out of range"),
-        (BASE + '[decode]\nmax_tokens = "8"', ": decode.max_tokens = '8' is out of range"),
-        (BASE + "[decode]\ntemperature = nan", ": decode.temperature = nan is out of range"),
-        (BASE + "[decode]\nseed = true", ": decode.seed = True is out of range"),
-        (BASE + "[decode]\nk = 0", ": decode.k = 0 is out of range: it must be an integer >= 1"),
-        (BASE + '[decode]\nstop = "a"', ": decode.stop = 'a' is out of range: it must be a list"),
-        (BASE + '[decode]\nstrategy = "apt"', ": decode.strategy = 'apt' is out of range: it must"),
+        (BASE + "[decode]\nrecompute_window = 0", ": decode.recompute_window = 0: it must be"),
+        (BASE + '[decode]\nmax_tokens = "8"', ": decode.max_tokens = '8': it must be"),
+        (BASE + "[decode]\ntemperature = nan", ": decode.temperature = nan: it must be"),
+        (BASE + "[decode]\nseed = true", ": decode.seed = True: it must be"),
+        (BASE + "[decode]\nk = 0", ": decode.k = 0: it must be an integer >= 1"),
+        (BASE + '[decode]\nstop = "a"', ": decode.stop = 'a': it must be a list"),
+        (BASE + '[decode]\nstrategy = "apt"', ": decode.strategy = 'apt': it must"),
     ],
 )
 def test_refusals(tmp_path: Path, text: str | bytes, says: str) -> None:

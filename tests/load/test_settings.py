@@ -70,7 +70,7 @@ def test_quantize_of_each_model(tmp_path: Path) -> None:
     assert resolved(None, {}) == [Setting("none", "default"), Setting("int8", "profile")]
     assert resolved(None, {"APD_QUANTIZE": "int4"}) == [Setting("int4", "environment")] * 2
     assert resolved("none", {"APD_QUANTIZE": "int4"}) == [Setting("none", "flag")] * 2
-    with pytest.raises(ProfileError, match="APD_QUANTIZE"):
+    with pytest.raises(UsageError, match="APD_QUANTIZE"):
         resolved(None, {"APD_QUANTIZE": "int5"})
     with pytest.raises(UsageError, match="one of none, int8, int4"):
         resolved("int5", {})
@@ -140,7 +140,7 @@ def test_json(profile: Profile) -> None:
     ],
 )
 def test_bad_environment(profile: Profile, variable: str, text: str) -> None:
-    with pytest.raises(ProfileError, match=rf"^environment variable {variable}: .* out of range"):
+    with pytest.raises(UsageError, match=rf"^environment variable {variable}: .*: it must be"):
         resolve_settings(profile, {}, {variable: text})
 
 
@@ -170,7 +170,7 @@ def test_switches_in_the_environment(profile: Profile) -> None:
         for text, meant in (("true", True), ("0", False)):
             settings = resolve_settings(profile, {"strategy": strategy}, {variable: text})
             assert settings[name] == Setting(meant, "environment")
-        with pytest.raises(ProfileError, match=variable):
+        with pytest.raises(UsageError, match=variable):
             resolve_settings(profile, {"strategy": strategy}, {variable: "maybe"})
 
 

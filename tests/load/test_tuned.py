@@ -122,11 +122,11 @@ def test_a_full_disk_keeps_the_profile(path: Path) -> None:
     ("tuned", "says"),
     [
         ('[tuned."A"]\nseeds = 3', 'the key tuned."A".strategy is missing'),
-        ('[tuned."A"]\nstrategy = "apt"', "tuned.\"A\".strategy = 'apt' is out of range"),
+        ('[tuned."A"]\nstrategy = "apt"', "tuned.\"A\".strategy = 'apt': it must be"),
         ('[tuned."A"]\nstrategy = "apd"\nseeds = 3', 'unknown key tuned."A".seeds; known are: str'),
         (
             '[tuned."A"]\nstrategy = "apd"\nmixture_weight = 2',
-            'tuned."A".mixture_weight = 2 is out of range: it must be a number from 0 to 1',
+            'tuned."A".mixture_weight = 2: it must be a number from 0 to 1',
         ),
         ("tuned = 3", "tuned = 3 is wrong: it must be a table, [tuned]"),
         ('[tuned]\nstrategy = "apd"', "it must be a table"),
