@@ -139,6 +139,10 @@ def tables(result: Mapping[str, Any]) -> str:
     return text + _footing(result)
 
 
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def _heading(result: Mapping[str, Any]) -> str:
     machine, models = result["machine"], result["models"]
     shown = ", ".join(
@@ -149,11 +153,12 @@ def _heading(result: Mapping[str, Any]) -> str:
     prompts = len(result["prompts"])
     lines = [
         f"{result['profile']}: {shown}",
-        f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['device']}, {_number(machine['cores'], 'core')}, "
+        f"{_number(machine['threads'], 'thread')}, "
         f"torch {result['versions']['torch']}, apd {result['versions']['apdcli']}, "
         f"engine {', '.join(dict.fromkeys(s['engine'] for s in result['settings']))}",
-        f"{prompts} prompt{'s' * (prompts != 1)} of {_range(result['prompts'])} tokens, "
-        f"{result['repeats']} repeat{'s' * (result['repeats'] != 1)} in turns"
+        f"{_number(prompts, 'prompt')} of {_range(result['prompts'])} tokens, "
+        f"{_number(result['repeats'], 'repeat')} in turns"
         + ("" if result["complete"] else " (interrupted)"),
     ]
     if result.get("accept") is not None:

@@ -67,6 +67,7 @@ def result() -> dict[str, Any]:
 def test_the_tables_say_what_was_measured(result: dict[str, Any]) -> None:
     text = tables(result)
     assert "demo: denoiser 7.60 B in float32 on cpu, 30.4 GB\n" in text
+    assert "A $processor$, 2 cores, 2 threads, torch " in text
     assert "2 prompts of 9 to 21 tokens, 5 repeats in turns\n" in text
     speeds, steps = (
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -99,12 +100,14 @@ def test_weights_of_fewer_bits_are_told(result: dict[str, Any]) -> None:
 def test_what_is_not_there_is_left_out(result: dict[str, Any]) -> None:
     result["complete"] = False
     result["accept"] = 5
+    result["machine"]["threads"] = result["repeats"] = 1
     result["rates"] = {"bandwidth": 3e10, "operations": 1.2e11}
     result["settings"].pop()
     of = result["settings"][0]["summary"]
     of["split"] = of["floor"] = of["first_text_s"] = None
     text = tables(result)
-    assert "(interrupted)" in text
+    assert "2 cores, 1 thread, torch " in text
+    assert "1 repeat in turns (interrupted)" in text
     assert "apd was made to accept 5 tokens a step" in text
     assert "at 30.0 GB/s and 120 GFLOP/s, given" in text
     assert "sampling" not in text
