@@ -20,6 +20,7 @@ if os.name == "nt":
     pytest.skip("needs a POSIX shell", allow_module_level=True)
 pexpect = pytest.importorskip("pexpect")
 
+from tests.cli.conftest import Apd  # noqa: E402
 from tests.cli.shell import APD, Result, clean_environ, run, screen, write_trace  # noqa: E402
 
 WORDS = ["One ", "fox ", "was ", "very ", "brave. ", "日本", "é ", "\x1b[31m", "red.\n", "End."]
@@ -237,15 +238,20 @@ def test_scripts_see_the_status(bash: Callable[[str], tuple[int, str, str]], tra
     assert (status, out, err) == (0, "ok\n", "")
 
 
-def test_xargs_runs_four_at_once(bash: Callable[[str], tuple[int, str, str]]) -> None:
+def test_xargs_runs_four_at_once(
+    bash: Callable[[str], tuple[int, str, str]],
+    environ: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     names = "dog\nmoon\npear\ndrum\n"
     each = "apd generate -n 12 --no-stream"
     asked = "".join(f"Copy the list: {name}, hat.\n" for name in names.split())
     status, out, err = bash(f"printf '{asked}' | xargs -P 4 -I{{}} {each} {{}}")
     assert (status, err) == (0, "")
-    _, lines, _ = bash(f"printf '{asked}' | apd generate -n 12 --input -")
-    expected = "".join(json.loads(line)["text"] + "\n" for line in lines.splitlines())
-    assert sorted(out.splitlines()) == sorted(expected.splitlines())
+    monkeypatch.setenv("APD_CONFIG_DIR", environ["APD_CONFIG_DIR"])
+    here = Apd(environ)  # where torch is loaded already
+    expected = [here("generate", "-n", "12", prompt).out for prompt in asked.splitlines()]
+    assert sorted(out.splitlines(keepends=True)) == sorted(expected)
 
 
 def test_ctrl_z_gives_the_terminal_back_and_takes_it_again(

@@ -193,20 +193,13 @@ def test_killed_in_the_middle_it_goes_on(apd: Apd, tmp_path: Path) -> None:
     whole = kept[: kept.rfind(b"\n") + 1]
     assert 7 < whole.count(b"\n") < 101
     path.write_bytes(whole + b'{"item": "sort/12')  # as if it had been killed while writing
-    ran = subprocess.run(
-        [*command, "--json"],
-        cwd=tmp_path,
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (ran.returncode, ran.stderr) == (0, "")
+    ran = apd(*args, "--json")
+    assert (ran.status, ran.err) == (0, "")
     assert path.read_bytes().startswith(whole)
     _, *answers = lines(str(path))
     items = [i.id for i in load_task("all", split="test", limit=100).items]
     assert [a["item"] for a in answers] == items
-    result = json.loads(ran.stdout)
+    result = json.loads(ran.out)
     assert result["prompts"] == 100
     assert result["accuracy"]["mean"] == sum(a["score"] for a in answers) / 100
     assert result["tokens"] == sum(a["tokens"] for a in answers)

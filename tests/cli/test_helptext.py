@@ -47,9 +47,8 @@ def test_a_line_for_each_command_is_never_cut(help_of: Any) -> None:
         listed = help_of(columns).partition("Commands:")[2]
         assert "..." not in listed
         assert "a step's time goes, and its floor." in " ".join(listed.split())
-    one, another = help_of(40), help_of(40, "profiles")
-    assert "  profiles  See, check and make\n            profiles." in one
-    assert "  list   List the profiles" in another
+    below = help_of(40).partition("  replay    ")[2]  # beside its name, and on under itself
+    assert below.startswith("Play a recorded generation\n            again, without its models.")
 
 
 def test_options_stand_above_what_they_do_where_there_is_no_room_beside(help_of: Any) -> None:
