@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from apdcli.chat.commands import is_command, parse_command
 from apdcli.chat.files import TextFile, files_in, joined, no_files_in, with_files
-from apdcli.chat.screen import answer_line
+from apdcli.chat.screen import PROMPT, answer_line
 from apdcli.cli.chat_answer import Answered, Tracing, answer
 from apdcli.cli.generate import View
 from apdcli.cli.main import outcome
 from apdcli.errors import ApdError
 from apdcli.render.terminal import Terminal, can_draw, no_echo
+from apdcli.render.text import width
 
 if TYPE_CHECKING:
     from apdcli.chat.reader import Reader
@@ -155,6 +156,9 @@ class Loop:
     def _read(self) -> str:
         """What is typed next; the keys' echo is off since the answer, so that no ^C is drawn."""
         draft, self.draft = self.draft, ""
+        if not self._fits(draft):  # what was said about it would be gone at once
+            self.screen.note("the message is too long to stand here; Up brings it back")
+            draft = ""
         signals, hears = self.context.signals, self.reader.hears_interrupt
         if not hears:
             self._hush.close()
@@ -165,6 +169,12 @@ class Loop:
         finally:
             self._hush.close()
             signals.rearm()
+
+    def _fits(self, draft: str) -> bool:
+        """Whether a text leaves half of the screen to what stands above it."""
+        columns, height = self.screen.size()
+        rows = sum(1 + (width(line) + len(PROMPT)) // max(2, columns) for line in draft.split("\n"))
+        return rows <= height // 2
 
     def _answer(self, request: Any, settings: Settings, typed: str | None) -> Answered:
         newly_out = request.left_out > self.talk.conversation.left_out

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from apdcli.tune.setup import Ground
     from apdcli.tune.study import Study
 
+_MACHINE = ("dtype", "quantize", "engine")
 _STOPPED = "stopped before a first result; the same command goes on"
 
 
@@ -163,7 +164,7 @@ def _deliver(job: Job, context: Context, ground: Ground, study: Study, found: Fo
     written: str | None = None
     chosen = found.chosen
     if job.write and chosen is not None and chosen.candidate is not None and not interrupted:
-        written = str(_write(ground, result))
+        written = str(_write(ground, result, _with(job)))
     if job.json:
         context.print(tune_report.envelope(result, study, ground, written))
     else:
@@ -178,6 +179,8 @@ def _deliver(job: Job, context: Context, ground: Ground, study: Study, found: Fo
         _note(job, context, f"all {job.trials} settings were known already; more --trials go on")
     if written is not None and not job.json:
         _note(job, context, f"written to {written}; apd profiles show says what is in effect")
+        if measured := _with(job):
+            _note(job, context, f"measured with {measured}: give it to apd generate, too")
     if found.failure is not None:
         raise found.failure
     if interrupted:
@@ -189,11 +192,17 @@ def _deliver(job: Job, context: Context, ground: Ground, study: Study, found: Fo
     return 0
 
 
-def _write(ground: Ground, result: Result) -> Path:
+def _with(job: Job) -> str:
+    """The flags that change how fast it is and are not part of what is written."""
+    return " ".join(f"--{name} {job.flags[name]}" for name in _MACHINE if name in job.flags)
+
+
+def _write(ground: Ground, result: Result, measured_with: str) -> Path:
     from apdcli.load.tuned import write_tuned
 
     values = {"strategy": ground.settings.strategy, **result.chosen_values()}
-    return write_tuned(ground.profile, ground.device, values, note=result.note())
+    note = result.note() + (f", measured with {measured_with}" if measured_with else "")
+    return write_tuned(ground.profile, ground.device, values, note=note)
 
 
 def _note(job: Job, context: Context, text: str) -> None:

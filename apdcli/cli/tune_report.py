@@ -215,11 +215,14 @@ class Result:
         others = self.found.chosen.alike
         fastest = max(others, key=lambda c: c.speed)
         count = f"{len(others)} other setting{'s' if len(others) > 1 else ''}"
-        return (
+        text = (
             f"{count} that reach{'' if len(others) > 1 else 'es'} it cannot be told apart from it "
-            f"in {self.measure}; the fastest: {self.text_of(fastest)}, "
-            f"{self.tokens_per_second(fastest.measured)[0]:.0f} tokens/s"
+            f"in {self.measure}"
         )
+        speed = self.tokens_per_second(fastest.measured)[0]
+        if self.chosen is None or speed <= self.tokens_per_second(self.chosen.measured)[0]:
+            return text
+        return f"{text}; the fastest: {self.text_of(fastest)}, {speed:.0f} tokens/s"
 
 
 def show(result: Result, context: Context) -> None:

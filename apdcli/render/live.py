@@ -149,7 +149,7 @@ class LiveView:
             return
         if self._away:
             self._begin_anew()
-            self._stack.enter_context(no_echo(self._keyboard))
+            self._stack.enter_context(no_echo(self._keyboard, self._terminal.out))
             self._send(_HIDE)
             self._away = False
         if self._is_resizing():

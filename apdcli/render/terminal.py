@@ -124,24 +124,28 @@ def can_draw(stream: TextIO, environ: Mapping[str, str]) -> bool:
     return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
 
 
-def is_terminal(stream: TextIO | None) -> bool:
-    """Whether the stream is open on a terminal."""
+def is_terminal(stream: Any) -> bool:
+    """Whether the stream, None or a text stream, is open on a terminal."""
     try:
-        return stream is not None and stream.isatty()
-    except ValueError:  # closed
+        return stream is not None and bool(stream.isatty())
+    except (AttributeError, ValueError):  # something to write to, no more; closed
         return False
 
 
 @contextlib.contextmanager
-def no_echo(stream: TextIO | None) -> Iterator[None]:
-    """Keep typed keys, and the ^C of Ctrl-C, from being drawn into the view."""
+def no_echo(*streams: Any) -> Iterator[None]:
+    """Keep typed keys, and the ^C of Ctrl-C, from being drawn into the view.
+
+    The first of the streams that is a terminal names it: keys are drawn also where something else
+    is piped in.
+    """
     try:
         import termios
     except ImportError:  # Windows does not echo while nothing reads
         yield
         return
     try:
-        fd = stream.fileno() if stream is not None and stream.isatty() else -1
+        fd = next((s.fileno() for s in streams if is_terminal(s)), -1)
         # in the background, changing the terminal would stop the process
         foreground = fd >= 0 and os.tcgetpgrp(fd) == os.getpgrp()
         before = termios.tcgetattr(fd) if foreground else None

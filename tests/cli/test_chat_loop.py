@@ -220,6 +220,12 @@ def test_a_message_that_is_too_long_comes_back(seat: Seat, tmp_path: Path) -> No
     assert seat.said == ["hi"]
 
 
+def test_one_that_would_push_the_reason_off_the_screen_does_not(seat: Seat) -> None:
+    shown = seat("\n".join(["word " * 200] * 40))
+    assert shown.index("the context holds") < shown.index("Up brings it back")
+    assert seat.reader.defaults == ["", ""]
+
+
 def test_the_user_is_told_when_the_oldest_are_left_out(seat: Seat) -> None:
     message = "I like the colour blue and the number 7. " * 4
     shown = " ".join(seat(*[message] * 14).split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import sys
 import time
@@ -143,6 +144,18 @@ def test_generate_hands_over_what_there_is(environ: dict[str, str], profile: Pat
     assert "Traceback" not in rest
     assert re.search(r"tokens? in \d+ steps?.* · interrupted", rest)
     assert rest.rindex("\x1b[?25h") > rest.rfind("\x1b[?25l")
+
+
+def test_no_key_is_drawn_where_the_prompt_is_piped(environ: dict[str, str], profile: Path) -> None:
+    command = f"echo hello | {shlex.join([*APD, *LONG, '-p', str(profile)])}"
+    child = pexpect.spawn(
+        "sh", ["-c", command], env=environ, dimensions=(24, 80), encoding="utf-8", timeout=120
+    )
+    child.expect("tok/step")
+    child.send("x\x03\x03")
+    rest, _ = finish(child)
+    assert "interrupted" in rest
+    assert "^C" not in rest
 
 
 def no_core() -> None:

@@ -6,11 +6,13 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from apdcli.cli.signals import Signals
+from apdcli.cli.tune_report import Result
 from apdcli.load.device_name import device_name
 from apdcli.load.profile import find_profile
 from tests.cli.conftest import Apd, MakeProfile, Ran
@@ -94,6 +96,25 @@ def test_a_target_that_is_reached_is_written_and_used(tune: Any, apd: Apd, profi
     by_flag = json.loads(apd("generate", "-p", profile, "--json", "-R", "0.25", "Hi").out)
     assert by_flag["settings"]["mixture_weight"] == {"value": 0.25, "from": "flag"}
     assert f"(tuned for {here})" in apd("profiles", "show", profile).out
+
+
+def test_what_it_was_measured_with_is_written_down(tune: Any, profile: Path) -> None:
+    ran = tune("--target-speed", "0.01x", "--write", "--dtype", "float32", "--trials", 1, "-v")
+    assert "measured with --dtype float32: give it to apd generate, too" in ran.err
+    assert ", measured with --dtype float32\n" in profile.read_text()
+
+
+@pytest.mark.parametrize(("speed", "named"), [(50.0, False), (150.0, True)])
+def test_a_slower_setting_is_not_called_the_fastest(speed: float, named: bool) -> None:
+    def made(value: float) -> Any:
+        span = SimpleNamespace(median=value, low=value, high=value)
+        measured = SimpleNamespace(speed=SimpleNamespace(times=lambda _: span))
+        return SimpleNamespace(speed=value, measured=measured, values={"k": 2})
+
+    chosen = SimpleNamespace(candidate=made(100.0), alike=(made(speed),))
+    found: Any = SimpleNamespace(chosen=chosen, steps_per_second=1.0, reference=None)
+    task: Any = SimpleNamespace(scorer="agreement", items=())
+    assert ("the fastest: K=2, 150" in Result(found, task, "cpu", ())._alike()) is named
 
 
 def test_what_cannot_be_reached_is_said_with_the_nearest(tune: Any, profile: Path) -> None:
