@@ -132,7 +132,7 @@ class Knobs:
         field = self._spellings.get(written) or by_case.get(written.lower())
         if field is not None:
             return field
-        if written.lower() in _FIXED:
+        if written.lower().replace("_", "-").split("-")[-1] in _FIXED:  # denoiser-dtype, too
             raise UsageError(f"{name} cannot change while the models are loaded; start apd anew")
         offered = [*self.names(), "system", "profile", "markdown"]
         hint = nearest(written, {*offered, *self._spellings})

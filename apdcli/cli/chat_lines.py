@@ -142,7 +142,7 @@ def _head(line: Line, id_: Any) -> dict[str, Any]:
 def _lines(context: Context) -> Iterator[Line]:
     """Each line as it comes; blank ones are passed over."""
     if context.stdin is None:
-        return
+        raise InputError("standard input is closed: there is nobody to talk to")
     stdin: Any = getattr(context.stdin, "buffer", context.stdin)
     number = 0
     while True:

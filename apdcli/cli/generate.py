@@ -96,12 +96,13 @@ class Job:
             raise UsageError("--trace and --export need a file: stdout is for the answer only")
         own = {n: v for n, v in values.items() if n in cls.__dataclass_fields__}
         own["output"] = None if own["output"] == "-" else own["output"]
-        if own.get("jsonl") and own.get("input") is None:
+        piped = bool(own.get("jsonl")) and own.get("input") is None
+        if piped:
             own["input"] = STDIN
         if "batch_size" in own:
             own["batch_size"] = _batch_size(own["batch_size"], own["input"], hint)
         if own.get("input") is not None:
-            _check_many(prompt, own, hint)
+            _check_many(prompt, own, hint, piped=piped)
         return cls(prompt=prompt, flags=options.read_values(values, cls.command), **own)
 
     @property
@@ -142,12 +143,15 @@ def _batch_size(text: str | None, input: str | None, hint: str) -> int | Literal
     return int(text)
 
 
-def _check_many(prompt: str | None, own: Mapping[str, Any], hint: str) -> None:
-    """Refuse what is about one answer where there are many."""
+def _check_many(prompt: str | None, own: Mapping[str, Any], hint: str, *, piped: bool) -> None:
+    """Refuse what is about one answer where there are many; `piped`: nobody wrote --input."""
     if prompt is not None and not prompt == own["input"] == STDIN:
+        brings = (
+            "--jsonl reads prompts from standard input" if piped else "--input brings the prompts"
+        )
         raise UsageError(
-            "--input brings the prompts, so PROMPT does not go with it; a text for all of them "
-            f"goes into --system; {hint}"
+            f"{brings}, so PROMPT does not go with it; a text for all of them goes into --system; "
+            f"{hint}"
         )
     for name in ("trace", "export"):
         if own[name] is not None:

@@ -232,7 +232,8 @@ class _Bar(Progress):
             return "starting"[:columns]
         left = max(0, round(self._timeout - (self._clock() - self._began)))
         clock = f"at most {left // 60}:{left % 60:02} left"
-        setting = f"setting {where.tried}/{where.of}" if where.doing == "setting" else where.doing
+        now = min(where.tried + 1, where.of)  # the one that is being measured
+        setting = f"setting {now}/{where.of}" if where.doing == "setting" else where.doing
         parts = [setting, f"prompt {where.answered}/{where.items}", clock]
         if where.best is not None:
             from apdcli.cli.tune_report import settings_text

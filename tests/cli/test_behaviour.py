@@ -91,6 +91,10 @@ def test_no_prompt_anywhere_is_one_line_and_nobody_is_waited_for(apd: Run, stdin
         ran = apd(*args, stdin=stdin)
         assert ran.status in (1, 2)
         assert (ran.out, ran.err.count(b"\n")) == (b"", 1)
+    if stdin == "closed":
+        ran = apd("chat", stdin=stdin)
+        assert (ran.status, ran.out) == (1, b"")
+        assert ran.err == b"apd: standard input is closed: there is nobody to talk to\n"
 
 
 @pytest.mark.parametrize(

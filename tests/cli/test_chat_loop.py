@@ -94,6 +94,11 @@ def test_set_refuses_by_the_same_rules_as_the_flags(seat: Seat, command: str, wh
     assert seat.loop.knobs.flags == {}
 
 
+def test_what_show_shows_and_cannot_be_set_says_so(seat: Seat) -> None:
+    for name in ("denoiser-dtype", "engine", "verifier_quantize"):
+        assert f"{name} cannot change while the models are loaded" in seat(f"/set {name} x")
+
+
 def test_settings_of_another_strategy_wait(seat: Seat) -> None:
     seat("/set R 0.2", "/set strategy left_to_right", "/set K 3", TALK[0], "/set strategy apd")
     assert seat.loop.talk.turns[0].strategy == "left_to_right"

@@ -291,3 +291,10 @@ def test_the_bar_is_for_terminals_and_fits(apd: Apd, profile: Path, texts: Path)
         assert len(line) <= columns
         assert "10/40" in line
     assert "tok/s" in bar.line(40)
+
+
+def test_jsonl_alone_is_named_as_it_was_typed(apd: Apd) -> None:
+    ran = apd("generate", "--jsonl", "hello")
+    assert ran.status == 2
+    assert "--jsonl reads prompts from standard input, so PROMPT" in ran.complaint
+    assert "--input brings the prompts" in apd("generate", "--input", "x", "hello").complaint
