@@ -149,7 +149,7 @@ def no_echo(*streams: Any) -> Iterator[None]:
         # in the background, changing the terminal would stop the process
         foreground = fd >= 0 and os.tcgetpgrp(fd) == os.getpgrp()
         before = termios.tcgetattr(fd) if foreground else None
-    except (OSError, ValueError, termios.error):
+    except (AttributeError, OSError, ValueError, termios.error):  # no stream of the system's
         before = None
     if before is None:
         yield
