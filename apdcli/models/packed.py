@@ -8,8 +8,9 @@ its library multiplies few rows a third faster. Knows nothing of masks, shifts o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,13 +20,13 @@ from torch.nn import functional as F
 from apdcli.models.cache import KVCache
 from apdcli.models.transformer import Layer, Transformer
 
-# (q [heads, T, head_dim], k and v [kv_heads, keys, head_dim]) -> [T, heads * head_dim]
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-# Up to so many scores a layer, plain matrix products beat the CPU's flash kernel.
-_PLAIN_SCORES = 2**18
-# Positions that one MLP call takes: bounds the memory that a long prompt needs.
-_MLP_ROWS = 1024
+# Up to so many scores, plain matrix products beat the CPU's flash kernel. They are the largest
+# temporary of a step, so this bounds its memory, too.
+_SCORES = 280_000
+# Positions that go through a layer together: more take memory and gain no time.
+_CPU_ROWS, _GPU_ROWS = 256, 384
+# Queries of a causal network that a CPU asks at a time, each piece for no more keys than it sees.
+_CAUSAL_ROWS = 128
 NEVER = float("-inf")
 
 
@@ -40,6 +41,16 @@ class PackedLayer:
     mlp_norm: Tensor
     gate_up: Tensor
     down: Tensor
+
+    @cached_property
+    def gate(self) -> Tensor:
+        """The first half of `gate_up`."""
+        return self.gate_up[:, : self.down.shape[0]]
+
+    @cached_property
+    def up(self) -> Tensor:
+        """The other half."""
+        return self.gate_up[:, self.down.shape[0] :]
 
 
 class Packed:
@@ -67,12 +78,11 @@ class Packed:
         self.eps = config.rms_norm_eps
         self._share = 1 / config.hidden_size
         self._eps = torch.tensor(self.eps, device=weight.device)  # for one fused call, see `rms`
-        self._triangle = self._eps.new_empty(0, 0)
+        self._rows = _CPU_ROWS if transposed else _GPU_ROWS
+        self._later: Tensor | None = None
         self.heads, self.kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
-        half = self.head_dim // 2
-        self._sign = torch.ones(self.head_dim, device=weight.device)
-        self._sign[:half] = -1
+        self._turns(net.cos, net.sin)
 
     def hidden(
         self,
@@ -98,27 +108,85 @@ class Packed:
         end = start + length
         valid = max(end, cache.length)
         cos, sin = self.rope(start, end)
-        new = (cache.keys[:, 0, :, start:end], cache.values[:, 0, :, start:end])
-        seen = (cache.keys[:, 0, :, :valid], cache.values[:, 0, :, :valid])
-        views = zip(*(kv.unbind(0) for kv in (*new, *seen)), strict=True)
-        attend = self.attention(start, length, valid)
+        both = cache.both[:, 0]
+        seen = both[:, :, :valid]
+        layers = zip(
+            self.layers,
+            both[:, :, start:end].unbind(0),
+            seen[:, : self.kv_heads].unbind(0),
+            seen[:, self.kv_heads :].unbind(0),
+            strict=True,
+        )
         x = F.embedding(tokens, self.embedding)
         wanted = slice(first, length if last is None else last)
-        for layer, (new_k, new_v, k, v) in zip(self.layers, views, strict=True):
-            q, own_k, own_v = self.project(layer, x, cos, sin)
-            new_k.copy_(own_k)
-            new_v.copy_(own_v)
-            if layer is self.layers[-1] and wanted != slice(0, length):
-                x, q = x[wanted], q[:, wanted]
-                attend = self.attention(start, length, valid, wanted)
-            x = self.mlp(layer, x.addmm_(attend(q, k, v), layer.out))
+        for layer, new, k, v in layers:
+            asking = wanted if layer is self.layers[-1] else slice(0, length)
+            if length > self._rows:
+                x = self._long_layer(layer, x, (cos, sin), new, (k, v), start, asking)
+                continue
+            by_head = self._by_head(layer, x, cos, sin)
+            new.copy_(by_head[self.heads :])
+            q = by_head[: self.heads]
+            if asking != slice(0, length):
+                x, q = x[asking], q[:, asking]
+            x.addmm_(self.attend(q, k, v, start + asking.start), layer.out)
+            del by_head, q  # the MLP needs the room
+            x = self.mlp(layer, x)
         cache.length = valid
         return self.rms(x, self.norm)
 
+    def _long_layer(
+        self,
+        layer: PackedLayer,
+        x: Tensor,
+        turns: tuple[Tensor, Tensor],
+        new: Tensor,
+        seen: tuple[Tensor, Tensor],
+        start: int,
+        asking: slice,
+    ) -> Tensor:
+        """A layer over many positions, some at a time: what they need is several times x.
+
+        First everyone's keys and values, then the outputs of those `asking`, written over x.
+
+        Returns:
+            x [asking, hidden].
+        """
+        cos, sin = turns
+        queries = self.heads * self.head_dim
+        for begin in range(0, len(x), self._rows):
+            rows = slice(begin, begin + self._rows)
+            new[:, rows] = self._by_head(
+                layer, x[rows], cos[rows], sin[rows], slice(queries, None), self.kv_heads
+            )
+        x, cos, sin = x[asking], cos[asking], sin[asking]
+        # A GPU's flash kernel takes causal queries as a whole, or else with a mask.
+        whole = self.net.config.causal and not self.plain
+        step = max(1, len(x)) if whole else self._rows
+        for begin in range(0, len(x), step):
+            rows = slice(begin, begin + step)
+            part = x[rows]
+            q = self._by_head(layer, part, cos[rows], sin[rows], slice(0, queries), self.heads)
+            part.addmm_(self.attend(q, *seen, start + asking.start + begin), layer.out)
+            del q
+            self.mlp(layer, part)
+        return x
+
     def rope(self, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines [end - start, head_dim] as `project` needs them."""
-        cos, sin = self.net._rope(start, end, self.embedding.dtype)
-        return cos, sin * self._sign.to(sin.dtype)
+        net = self.net
+        if net.cos is not self._cosines or end > len(self._cos):
+            net._rope(0, end, self.embedding.dtype)  # the network's own table grows
+            self._turns(net.cos, net.sin)
+        return self._cos[start:end], self._sin[start:end]
+
+    def _turns(self, cos: Tensor, sin: Tensor) -> None:
+        """Keep the network's tables [positions, head_dim] as `project` needs them."""
+        dtype = self.embedding.dtype
+        with torch.inference_mode(False), torch.no_grad():
+            self._cosines, self._cos = cos, cos.to(dtype)
+            self._sin = sin.to(dtype, copy=True)
+            self._sin[:, : self.head_dim // 2].neg_()
 
     def project(
         self, layer: PackedLayer, x: Tensor, cos: Tensor, sin: Tensor
@@ -127,28 +195,44 @@ class Packed:
 
         `sin` [T, head_dim] is negative in its first half.
         """
+        by_head = self._by_head(layer, x, cos, sin)
+        q, k, v = torch.split(by_head, [self.heads, self.kv_heads, self.kv_heads])
+        return q, k, v
+
+    def _by_head(
+        self,
+        layer: PackedLayer,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        columns: slice | None = None,
+        turning: int | None = None,
+    ) -> Tensor:
+        """`project` in one array: the heads of q, then k, then v, each [T, head_dim].
+
+        Args:
+            columns: of `layer.qkv` that are wanted, if not all.
+            turning: how many of these heads are rotated, from the first.
+        """
         normed = self.rms(x, layer.attention_norm)
-        if layer.qkv_bias is None:
-            joined = torch.mm(normed, layer.qkv)
-        else:
-            joined = torch.addmm(layer.qkv_bias, normed, layer.qkv)
+        weight, bias = layer.qkv, layer.qkv_bias
+        if columns is not None:
+            weight, bias = weight[:, columns], None if bias is None else bias[columns]
+        joined = torch.mm(normed, weight) if bias is None else torch.addmm(bias, normed, weight)
         by_head = joined.view(x.shape[0], -1, self.head_dim).transpose(0, 1).contiguous()
-        turning = by_head[: self.heads + self.kv_heads]
-        turned = turning.roll(self.head_dim // 2, -1)
-        turning.mul_(cos).addcmul_(turned, sin)
-        return by_head[: self.heads], turning[self.heads :], by_head[self.heads + self.kv_heads :]
+        turned = by_head[: turning or self.heads + self.kv_heads]
+        other = turned.roll(self.head_dim // 2, -1)
+        turned.mul_(cos).addcmul_(other, sin)
+        return by_head
 
     def mlp(self, layer: PackedLayer, x: Tensor) -> Tensor:
         """x [T, hidden] with the MLP's output added, in place."""
-        inner = layer.down.shape[0]
-        for rows in (x,) if x.shape[0] <= _MLP_ROWS else torch.split(x, _MLP_ROWS):
+        for rows in (x,) if x.shape[0] <= self._rows else torch.split(x, self._rows):
             normed = self.rms(rows, layer.mlp_norm)
             if self.plain:  # two products cost no more, and leave their results in one piece
-                gate = torch.mm(normed, layer.gate_up[:, :inner])
-                up = torch.mm(normed, layer.gate_up[:, inner:])
+                gate, up = torch.mm(normed, layer.gate), torch.mm(normed, layer.up)
             else:
-                gate_up = torch.mm(normed, layer.gate_up)
-                gate, up = gate_up[:, :inner], gate_up[:, inner:]
+                gate, up = torch.mm(normed, layer.gate_up).chunk(2, -1)
             rows.addmm_(F.silu(gate, inplace=True).mul_(up), layer.down)
         return x
 
@@ -160,53 +244,50 @@ class Packed:
         scale = torch.addcmul(self._eps, norm, norm, value=self._share).rsqrt_()
         return torch.mul(x, scale).mul_(weight)
 
-    def attention(
-        self, start: int, length: int, valid: int, queries: slice = slice(None)
-    ) -> Attend:
-        """Attention for queries at positions start .. start + length - 1, or some of these.
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, at: int) -> Tensor:
+        """Attention by what is fastest on the device.
 
         Args:
-            start, length: the positions run.
-            valid: how many keys there are.
-            queries: which of the positions ask.
+            q: [heads, T, head_dim], of positions at .. at + T - 1.
+            k, v: [kv_heads, keys, head_dim], of positions 0 .. keys - 1. Causal queries see those
+                up to their own, others all.
+
+        Returns:
+            [T, heads * head_dim].
         """
-        asking = len(range(length)[queries])
-        causal = self.net.config.causal and asking + length > 2
-        if self.plain and self.heads * asking * valid <= _PLAIN_SCORES:
-            mask = None
+        length = q.shape[1]
+        causal = self.net.config.causal
+        if causal and k.shape[1] > at + length:
+            k, v = k[:, : at + length], v[:, : at + length]
+        causal = causal and length > 1
+        if self.plain:
+            rows = _SCORES // (self.heads * k.shape[1])
             if causal:
-                mask = self._later(start, length)[queries]
-                if self.heads > self.kv_heads:
-                    mask = mask.repeat(self.heads // self.kv_heads, 1)
-            return lambda q, k, v: self._plain(q, k, v, mask)
-        if causal and start == 0 and asking == length:
-            return lambda q, k, v: self.flash(q, k, v, None, True)
-        allowed = self._later(start, length)[queries] == 0 if causal else None
-        return lambda q, k, v: self.flash(q, k, v, allowed)
+                rows = min(rows, _CAUSAL_ROWS)
+            if length <= rows:
+                return self._plain(q, k, v, causal)
+            if causal and at > 0 and rows > 1:  # the flash kernel would need a mask
+                few = rows // 2  # beside them stands a long text
+                parts = enumerate(torch.split(q, few, 1))
+                return torch.cat([self.attend(part, k, v, at + n * few) for n, part in parts])
+        if not causal or at == 0:
+            return self.flash(q, k, v, None, causal)
+        allowed = torch.ones(length, k.shape[1], dtype=torch.bool, device=q.device).tril_(at)
+        return self.flash(q, k, v, allowed)
 
-    def _later(self, start: int, length: int) -> Tensor:
-        """[length, start + length]: 0 where a query may look, -inf where the key is later."""
-        if len(self._triangle) < length:
-            shape = (max(length, 128),) * 2
-            self._triangle = torch.full(shape, NEVER, device=self._eps.device).triu_(1)
-        mask = self._eps.new_zeros(length, start + length)
-        mask[:, start:] = self._triangle[:length, :length]
-        return mask
-
-    def _plain(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention by matrix products; mask [group * T, keys] is added to the scores."""
+    def _plain(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+        """`attend` by matrix products; causal queries are those of the last keys."""
         length = q.shape[1]
         grouped = q.reshape(self.kv_heads, -1, self.head_dim)
-        seen = k.transpose(1, 2)
         scale = self.head_dim**-0.5
-        if mask is None:
-            scores = torch.baddbmm(self._eps, grouped, seen, beta=0, alpha=scale)
-        else:
-            scores = torch.baddbmm(mask, grouped, seen, alpha=scale)
-        # The parts of a softmax, which torch's own takes twice as long for on few rows. Below
-        # e^-80 nothing counts beside the largest, which is 1, and subnormal numbers cost dearly.
-        scores.sub_(scores.amax(-1, keepdim=True)).clamp_min_(-80.0).exp_()
-        out = torch.bmm(scores, v).div_(scores.sum(-1, keepdim=True))
+        scores = torch.baddbmm(self._eps, grouped, k.transpose(1, 2), beta=0, alpha=scale)
+        if causal:
+            if self._later is None:  # whether a network is causal may change: see `bench.shapes`
+                side = (_CAUSAL_ROWS, _CAUSAL_ROWS)
+                self._later = torch.full(side, NEVER, device=q.device).triu_(1)
+            latest = scores.view(self.heads, length, -1)[:, :, -length:]
+            latest.add_(self._later[:length, :length])
+        out = torch.bmm(torch.softmax(scores, -1, out=scores), v)
         return out.view(self.heads, length, -1).transpose(0, 1).reshape(length, -1)
 
     def flash(

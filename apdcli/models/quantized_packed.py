@@ -92,7 +92,8 @@ class QuantizedPacked(Packed):
         # The parent joins weights; it is shown a network that has none to join.
         config = replace(net.config, tied=True)
         body = SimpleNamespace(embed_tokens=net.model.embed_tokens, layers=[], norm=net.model.norm)
-        super().__init__(cast(Transformer, SimpleNamespace(config=config, model=body)))
+        empty = SimpleNamespace(config=config, model=body, cos=net.cos, sin=net.sin)
+        super().__init__(cast(Transformer, empty))
         self.net = net
         self.layers = [_pack(cast(Layer, layer)) for layer in net.model.layers]
         if not net.config.tied:

@@ -166,19 +166,17 @@ class _Each:
 
     def __init__(self, net: Packed, cache: RowCache, spans: Sequence[Span]) -> None:
         self.net, self.spans = net, spans
-        self.seen = [_visible(cache, span) for span in spans]
-        self.new, self.old = [], []
-        for span, seen in zip(spans, self.seen, strict=True):
+        self.new: list[list[tuple[Tensor, ...]]] = []
+        self.old: list[list[tuple[Tensor, ...]]] = []
+        for span in spans:
+            seen = _visible(cache, span)
             slot = cache.keys[:, span.row], cache.values[:, span.row]
             new = (kv[:, :, span.start : span.end].unbind(0) for kv in slot)
             old = (kv[:, :, :seen].unbind(0) for kv in slot)
             self.new.append(list(zip(*new, strict=True)))
             self.old.append(list(zip(*old, strict=True)))
         self.sizes = [len(span.tokens) for span in spans]
-        self.attend = [
-            net.attention(span.start, size, seen)
-            for span, size, seen in zip(spans, self.sizes, self.seen, strict=True)
-        ]
+        self.first = [span.start for span in spans]
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
         own = torch.split(k, self.sizes, 1), torch.split(v, self.sizes, 1)
@@ -187,15 +185,13 @@ class _Each:
             new[layer][1].copy_(own_v)
 
     def narrow(self, wanted: Tensor) -> None:
-        self.attend = [
-            self.net.attention(span.start, size, seen, slice(span.wanted.start, span.wanted.stop))
-            for span, size, seen in zip(self.spans, self.sizes, self.seen, strict=True)
-        ]
+        self.first = [span.start + span.wanted.start for span in self.spans]
         self.sizes = [len(span.wanted) for span in self.spans]
 
     def __call__(self, layer: int, q: Tensor) -> Tensor:
-        rows = zip(self.attend, torch.split(q, self.sizes, 1), self.old, strict=True)
-        return torch.cat([attend(own, *old[layer]) for attend, own, old in rows])
+        seen = (old[layer] for old in self.old)
+        rows = zip(torch.split(q, self.sizes, 1), seen, self.first, strict=True)
+        return torch.cat([self.net.attend(own, k, v, at) for own, (k, v), at in rows])
 
 
 class _Padded:
