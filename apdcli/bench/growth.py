@@ -30,6 +30,8 @@ from apdcli.engine.pair import LoadedPair, load_pair
 from apdcli.models.packed import packed
 
 PROMPTS = ("Count from 1 to 9.", "Sort: 9 4 7 1", "Gia has 25 coins and gives 5 to Jon. And now?")
+# Short: the context may hold little more than the answer.
+STARTS = ("The ", "Count from ", "Sort: 9 4", "Gia has 25")
 LOOKAHEADS = (8, 16, 32, 64, 100, "auto")
 
 
@@ -54,8 +56,8 @@ def timed(
     return [event for event in events if isinstance(event, StepEvent)]
 
 
-def around(steps: Sequence[StepEvent], count: int, span: int) -> tuple[float, float]:
-    """Milliseconds a token and a step, over the `span` tokens that end at token `count`."""
+def around(steps: Sequence[StepEvent], count: int, span: int) -> tuple[float, int, int]:
+    """Seconds, tokens and steps of the stretch of `span` tokens that ends at token `count`."""
     made, begin, end = 0, None, None
     for index, step in enumerate(steps):
         made += step.accepted
@@ -67,34 +69,42 @@ def around(steps: Sequence[StepEvent], count: int, span: int) -> tuple[float, fl
     if begin is None or end is None or begin[0] == end[0]:
         raise ValueError(f"the generation is too short, or too coarse, for {count} tokens")
     seconds = steps[end[0]].elapsed_s - steps[begin[0]].elapsed_s
-    return 1e3 * seconds / (end[1] - begin[1]), 1e3 * seconds / (end[0] - begin[0])
+    return seconds, end[1] - begin[1], end[0] - begin[0]
 
 
 def growth(pair: LoadedPair, near: int, far: int, repeats: int) -> dict[str, Any]:
     """Milliseconds a token and a step at `near` generated tokens and at `far`, W = 16, M = 32.
 
-    End tokens are banned: after one, a model repeats it, and every draft is accepted.
+    Over some texts together: how much a step accepts changes along each of them by chance, and
+    with it what a token costs. End tokens are banned: after one, a model repeats it, and every
+    draft is accepted.
     """
     span = min(80, near - 10)
     ended = pair.stop_ids | pair.tokenizer.special_ids
     pair = replace(pair, allowed_ids=tuple(i for i in pair.allowed_ids if i not in ended))
-    # Short: the context may hold little more than the answer.
-    ids = pair.prompt_ids("The ", raw=True)
-    found: dict[int, list[tuple[float, float]]] = {near: [], far: []}
+    found: dict[int, list[tuple[float, float, float]]] = {near: [], far: []}
     for repeat in range(repeats + 1):
-        models = pair.models(16 + far)
-        setting = {"mixture_weight": 0.5, "recompute_window": 16, "max_lookahead": 32}
-        steps = timed(pair, models, ids, "apd", far, **setting)
-        for count in found:
-            if repeat:  # the first warms
-                found[count].append(around(steps, count, span))
+        sums = dict.fromkeys(found, (0.0, 0, 0))
+        for start in STARTS:
+            models = pair.models(16 + far)
+            setting = {"mixture_weight": 0.5, "recompute_window": 16, "max_lookahead": 32}
+            steps = timed(pair, models, pair.prompt_ids(start, raw=True), "apd", far, **setting)
+            for count, (seconds, tokens, number) in sums.items():
+                more = around(steps, count, span)
+                sums[count] = (seconds + more[0], tokens + more[1], number + more[2])
+        if repeat:  # the first warms
+            for count, (seconds, tokens, number) in sums.items():
+                row = (1e3 * seconds / tokens, 1e3 * seconds / number, tokens / number)
+                found[count].append(row)
     middle = {
         count: [statistics.median(column) for column in zip(*rows, strict=True)]
         for count, rows in found.items()
     }
     return {
-        "ms_a_token": {count: token for count, (token, _) in middle.items()},
-        "ms_a_step": {count: step for count, (_, step) in middle.items()},
+        "texts": len(STARTS),
+        "ms_a_token": {count: token for count, (token, _, _) in middle.items()},
+        "ms_a_step": {count: step for count, (_, step, _) in middle.items()},
+        "tokens_a_step": {count: tokens for count, (_, _, tokens) in middle.items()},
         "ratio_a_token": middle[far][0] / middle[near][0],
         "ratio_a_step": middle[far][1] / middle[near][1],
         "goal": 1.25,

@@ -15,9 +15,9 @@ def step(number: int, accepted: int, elapsed_s: float) -> StepEvent:
     return StepEvent(number, (), accepted, accepted, 0, 0, 0, 0, elapsed_s)
 
 
-def test_milliseconds_around_a_token() -> None:
+def test_a_stretch_around_a_token() -> None:
     steps = [step(n, 5, 0.01 * n) for n in range(1, 21)]
-    assert around(steps, 50, 20) == pytest.approx((2.0, 10.0))
+    assert around(steps, 50, 20) == pytest.approx((0.04, 20, 4))
     with pytest.raises(ValueError, match="200 tokens"):
         around(steps, 200, 20)
 
