@@ -106,8 +106,10 @@ class Result:
         assert chosen.nearest is not None
         speed, low, high = self.tokens_per_second(chosen.nearest.measured)
         tried = len(self.found.finished) + len(self.found.pruned)
+        none = f"none of the {tried} settings tried reaches"
+        none = "the only setting tried does not reach" if tried == 1 else none
         return (
-            f"none of {counted(tried, 'setting')} tried reaches {self._target()}; the nearest is "
+            f"{none} {self._target()}; the nearest is "
             f"{self.text_of(chosen.nearest)}: {speed:.0f} tokens/s ({low:.0f} to {high:.0f}), "
             f"{self.measure} {chosen.nearest.measured.quality} %"
         )
