@@ -14,7 +14,7 @@ from tests.cli.shell import write_trace
 EVIL = "\x1b[2J\x1b]52;c;aGk=\x07\x1b]8;;http://x\x1b\\a\x9b31m\u202eb[bold red]c[/]\r\x08"
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 OURS = re.compile(  # what the live view and the progress bar send
-    r"\x1b(\[\?2026[hl]|\[\?7[hl]|\[\?25[hl]|\[[KJ]|\[\d+A|[78D]|\[[0-9;]*m)|\r\n|\r(?=\x1b\[K)"
+    r"\x1b(\[\?2026[hl]|\[\?7[hl]|\[\?25[hl]|\[[KJ]|\[\d+A|[78D]|\[[0-9;]*m)|\r\n|\r+(?=\x1b\[K)"
 )
 
 
