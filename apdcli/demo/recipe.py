@@ -161,6 +161,9 @@ STUDY = {
 # Conversations of up to some sixteen exchanges: without them the pair loses its way after three.
 TALK = {**STUDY, "chat": 2.2}
 
+# What the conversations had pushed back on the tuning split: order and place in short lists.
+LISTS = {**TALK, "sort": 7.0, "remove": 5.0, "reverse": 1.2, "copy": 1.0, "help": 3.2}
+
 PRESETS: dict[str, dict[str, Plan]] = {
     # Two CPU cores.
     "cpu": {
@@ -187,6 +190,9 @@ PRESETS: dict[str, dict[str, Plan]] = {
                 Stage("masks", 20, 0.2, 0.005, 1.0, weights=TALK, near=6.0, history=0.6),
                 Stage(
                     "masks", 84, 0.2, 0.004, 1.0, weights=TALK, near=6.0, history=0.45, answers=0.6
+                ),
+                Stage(
+                    "masks", 14, 0.09, 0.003, 0.5, weights=LISTS, near=6.0, history=0.3, answers=0.6
                 ),
             ),
             batch_tokens=6144,
