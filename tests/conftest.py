@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,13 @@ class Nets:
             EagerDenoiser(self.denoiser, banned, capacity),
             EagerVerifier(self.verifier, banned, capacity),
         )
+
+
+@pytest.fixture(autouse=True)
+def _subnormals() -> Iterator[None]:
+    """The commands flush subnormal numbers in their process, which here is that of all tests."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from apdcli.bench.shapes import random_prompt
 from apdcli.bench.sizes import Shapes
 from apdcli.bench.stats import Spread
 from apdcli.engine.batch import run_batch
+from apdcli.engine.device import flush_subnormals
 from apdcli.engine.pair import load_models
 from apdcli.engine.session import Generation, Request
 from apdcli.errors import ApdError, DeviceError, ParameterError, UsageError, reason
@@ -387,6 +388,7 @@ def _cases(
 
     task = load_task(options.task, split="test", limit=options.prompts, allow_code=True)
     pair = load_models(profile, contenders[0].settings)
+    flush_subnormals(pair.device)
     prompts: list[list[Mapping[str, str]]] = [list(item.messages) for item in task.items]
     return cases_of(pair, contenders, prompts, raw=False)
 

@@ -25,6 +25,7 @@ from apdcli.decode.params import make_params
 from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Pair, StepEvent
 from apdcli.engine.choice import make_models
+from apdcli.engine.device import flush_subnormals
 from apdcli.engine.eager import banned_ids
 from apdcli.engine.pair import LoadedPair, load_pair
 from apdcli.models.packed import packed
@@ -182,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=96, help="of lookahead and causal")
     given = parser.parse_args(arguments)
     pair = load_pair(given.profile, device=given.device, engine=given.engine)
+    flush_subnormals(pair.device)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "growth": lambda: growth(pair, given.near, given.far, given.repeats),
         "lookahead": lambda: lookahead(pair, given.tokens, given.repeats),

@@ -117,7 +117,7 @@ def _measure(
         load_shapes,
         measure,
     )
-    from apdcli.engine.pair import load_models
+    from apdcli.cli.models import load_models
 
     settings = contenders[0].settings
     sizes = _batch_sizes(job)

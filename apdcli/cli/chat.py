@@ -115,7 +115,7 @@ def _load(job: Job, context: Context, profile: Profile, settings: Settings) -> L
     from apdcli.cli.loading import loading
 
     with loading(context, quiet=job.quiet):
-        from apdcli.engine.pair import load_models
+        from apdcli.cli.models import load_models
 
         pair = load_models(profile, settings)
     if job.verbose:

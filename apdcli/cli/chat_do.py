@@ -210,7 +210,7 @@ def _file(loop: Loop, name: str) -> None:
 
 
 def _profile(loop: Loop, name: str) -> None:
-    from apdcli.engine.pair import load_models
+    from apdcli.cli.models import load_models
     from apdcli.load.profile import list_profiles
 
     current = loop.talk.pair.profile.name

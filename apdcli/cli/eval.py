@@ -157,7 +157,7 @@ def _prompts(job: Job, pair: LoadedPair, settled: Settled, context: Context) -> 
 
 def _load(job: Job, settled: Settled, context: Context) -> LoadedPair:
     began = time.perf_counter()
-    from apdcli.engine.pair import load_models
+    from apdcli.cli.models import load_models
 
     pair = load_models(settled.profile, settled.first)
     if job.verbose:

@@ -245,7 +245,7 @@ def _load(profile: Profile, settings: Settings, text: str, job: Job, context: Co
     from apdcli.cli.loading import loading
 
     with loading(context, quiet=job.quiet):
-        from apdcli.engine.pair import load_models
+        from apdcli.cli.models import load_models
 
         pair = load_models(profile, settings)
         request, layout = job.prepare(pair, text, settings)

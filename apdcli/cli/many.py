@@ -174,7 +174,7 @@ class _Many:
     def _load(self) -> LoadedPair:
         if self._pair is None:
             began = time.perf_counter()
-            from apdcli.engine.pair import load_models
+            from apdcli.cli.models import load_models
 
             self._pair = load_models(self.profile, self.settings)
             if self.job.verbose:

@@ -75,7 +75,7 @@ def _ground(
     """The models and the task, which without labels needs the models' own careful answers."""
     began = time.perf_counter()
     with loading(context, quiet=job.quiet, stopped=_STOPPED):
-        from apdcli.engine.pair import load_models
+        from apdcli.cli.models import load_models
         from apdcli.tune.setup import Ground
 
         pair = load_models(profile, settings)

@@ -25,6 +25,7 @@ from apdcli.demo import quantization
 from apdcli.demo.calibration import calibrate
 from apdcli.demo.corpus import FAMILIES, Example, check, probes
 from apdcli.demo.tables import markdown, save_card
+from apdcli.engine.device import flush_subnormals
 from apdcli.errors import UsageError
 
 PAIR = Path(__file__).parent / "pair"
@@ -76,6 +77,7 @@ def answer_all(
     torch.set_num_threads(threads)
     settings = dict(settings)
     pair = apdcli.load_pair(profile, quantize=settings.pop("quantize", None))
+    flush_subnormals(pair.device)
     made = []
     for example in examples:
         given = {"max_tokens": MAX_TOKENS, "temperature": 0.0, **settings}

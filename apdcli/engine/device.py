@@ -48,7 +48,8 @@ def flush_subnormals(device: torch.device) -> None:
     """On a CPU: this thread, and those started after it, round numbers below 1.2e-38 to zero.
 
     Attention over a long text is full of such probabilities, and arithmetic on them takes many
-    times as long as on others; `torch.set_flush_denormal(False)` undoes it.
+    times as long as on others. The commands call it, the library does not: it is the process's
+    state. `torch.set_flush_denormal(False)` undoes it.
     """
     if device.type == "cpu":
         torch.set_flush_denormal(True)

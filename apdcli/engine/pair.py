@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apdcli.decode.types import Pair
 from apdcli.engine.choice import make_models, resolve_engine
-from apdcli.engine.device import check_dtype, flush_subnormals, no_room, resolve_device
+from apdcli.engine.device import check_dtype, no_room, resolve_device
 from apdcli.engine.eager import EagerDenoiser, banned_ids
 from apdcli.errors import ModelError, PromptError, UsageError
 from apdcli.load import tokenizer as tokenizers
@@ -142,8 +142,6 @@ def load_pair(
 def load_models(profile: Profile, settings: Settings) -> LoadedPair:
     """Load a profile's models where `settings` say (denoiser_device, denoiser_dtype, ...).
 
-    On a CPU the thread then flushes subnormal numbers (:func:`.device.flush_subnormals`).
-
     Raises:
         ModelError, DeviceError: as :func:`load_pair`.
     """
@@ -171,8 +169,6 @@ def load_models(profile: Profile, settings: Settings) -> LoadedPair:
             f"{verifier_folder} cannot verify: family {verifier.config.family!r} is not causal"
         )
     nets = [net for net in (denoiser, verifier) if net is not None]
-    for net in nets:
-        flush_subnormals(net.model.embed_tokens.weight.device)
     engine = resolve_engine(settings["engine"].value, nets)
     width = min(net.config.vocab_size for net in nets)
     return LoadedPair(

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
+from apdcli.engine.device import flush_subnormals
 from apdcli.engine.pair import load_models
 from apdcli.errors import ApdError, UsageError
 from apdcli.load.profile import find_profile
@@ -243,7 +244,9 @@ def _run(options: argparse.Namespace) -> str:
         raise UsageError(f"profile {profile.name!r} has no verifier, and the grid is of apd")
     settings = resolve_settings(profile, flags, os.environ)
     task = load_task(options.task, split="tune", limit=options.limit, seed=options.seed)
-    ground = Ground.of(load_models(profile, settings), task, settings, flags, os.environ)
+    pair = load_models(profile, settings)
+    flush_subnormals(pair.device)
+    ground = Ground.of(pair, task, settings, flags, os.environ)
     storage = options.storage or default_storage(os.environ)
     study = open_study(storage, options.study or ground.study_name(), ground.study_setup())
     bench = ground.bench(study.reference)

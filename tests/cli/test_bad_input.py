@@ -138,7 +138,7 @@ def test_an_unknown_profile_names_the_nearest(apd: Apd) -> None:
 def test_a_wrong_environment_variable_is_named(apd: Apd, profile: Path) -> None:
     ran = apd("generate", "-p", profile, PROMPT, environ={"APD_TEMPERATURE": "hot"})
     assert "APD_TEMPERATURE" in ran.complaint
-    assert ran.status == 1
+    assert ran.status == 2
 
 
 def _truncated(folder: Path) -> tuple[str, ...]:

@@ -144,9 +144,9 @@ def test_edit(seat: Seat, tmp_path: Path) -> None:
     assert seat.on_disk() == seat.said == ["My name is Ben."]
     assert "unchanged" in seat("/edit")
     editor.write_text("import sys; open(sys.argv[1], 'w')")
-    assert "nothing was done" in seat("/edit")
+    assert "nothing was done" in " ".join(seat("/edit").split())
     editor.write_text("raise SystemExit(3)")
-    assert "ended with status 3" in seat("/edit")
+    assert "ended with status 3" in " ".join(seat("/edit").split())  # the path may wrap
     seat.loop.context.environ = {"EDITOR": "no-such-editor"}
     assert "set $EDITOR" in seat("/edit")
     assert seat.said == ["My name is Ben."]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from apdcli.decode.types import Finished, StepEvent
-from apdcli.engine.device import check_dtype, no_room
+from apdcli.engine.device import check_dtype, flush_subnormals, no_room
 from apdcli.engine.pair import load_pair
 from apdcli.engine.session import with_room
 from apdcli.errors import DeviceError
@@ -42,13 +42,9 @@ def test_a_dtype_that_the_device_cannot_compute_is_refused(monkeypatch: pytest.M
         check_dtype("float16", cpu)
 
 
-def test_a_loaded_pair_computes_without_subnormal_numbers() -> None:
-    torch.set_flush_denormal(False)
-    try:
-        tiny = torch.tensor(1e-30)
-        assert float(tiny * 1e-10) > 0
-        load_pair("demo", device="cpu")
-        assert float(tiny * 1e-10) == 0
-        assert float(tiny * 1e-7) > 0
-    finally:
-        torch.set_flush_denormal(False)
+def test_subnormal_numbers_are_flushed_on_a_cpu_and_only_when_asked() -> None:
+    pair, tiny = load_pair("demo", device="cpu"), torch.tensor(1e-30)
+    assert float(tiny * 1e-10) > 0
+    flush_subnormals(pair.device)
+    assert float(tiny * 1e-10) == 0
+    assert float(tiny * 1e-7) > 0
