@@ -287,7 +287,10 @@ class Packed:
                 self._later = torch.full(side, NEVER, device=q.device).triu_(1)
             latest = scores.view(self.heads, length, -1)[:, :, -length:]
             latest.add_(self._later[:length, :length])
-        out = torch.bmm(torch.softmax(scores, -1, out=scores), v)
+        # The parts of a softmax: below e^-80 nothing counts beside the largest, which is 1, and
+        # torch's own makes subnormal numbers, which cost dearly where they are not flushed.
+        scores.sub_(scores.amax(-1, keepdim=True)).clamp_min_(-80.0).exp_()
+        out = torch.bmm(scores, v).div_(scores.sum(-1, keepdim=True))
         return out.view(self.heads, length, -1).transpose(0, 1).reshape(length, -1)
 
     def flash(
