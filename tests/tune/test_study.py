@@ -75,9 +75,10 @@ def test_a_killed_search_goes_on(tmp_path: Path, kind: str) -> None:
     before = study.finished()
     assert len(before) + len(study.pruned()) >= 3
     running = study.count(running=True) - study.count()
-    found = search(study_in(storage), items=24, trials=12)
+    trials = study.count() + 9  # on a busy machine the kill may come late
+    found = search(study_in(storage), items=24, trials=trials)
     assert list(found.finished)[: len(before)] == before, "what was measured is kept as it was"
-    assert len(found.finished) + len(found.pruned) == max(12, study.count())
+    assert len(found.finished) + len(found.pruned) == trials
     assert study_in(storage).count(running=True) == study_in(storage).count()
     assert found.baseline is not None
     if running:  # it had begun with a setting, which another process then measured
