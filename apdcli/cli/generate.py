@@ -343,14 +343,8 @@ def _cut_short(steps: Sequence[StepEvent]) -> Finished:
     if not steps:
         return Finished("interrupted", 0, 0, 0, 0, 0.0)
     end = steps[-1]
-    return Finished(
-        "interrupted",
-        end.step,
-        end.denoiser_forwards,
-        end.verifier_forwards,
-        end.tokens_forwarded,
-        end.elapsed_s,
-    )
+    forwards = (end.denoiser_forwards, end.verifier_forwards, end.tokens_forwarded)
+    return Finished("interrupted", end.step, *forwards, end.elapsed_s)
 
 
 def _view(going: _Going) -> AbstractContextManager[View]:
