@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -60,8 +59,6 @@ class _CountedVerifier:
         self.counts = counts
         self.crop = inner.crop
         self.verify_less: bool = getattr(inner, "verify_less", False)
-        if hasattr(inner, "accept"):
-            self.accept = self._accept
 
     @property
     def length(self) -> int:
@@ -71,13 +68,23 @@ class _CountedVerifier:
         self._count(tokens)
         return self.inner.logits(tokens, first)
 
-    def _accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
-        self._count(tokens)
-        return cast(AcceptingVerifier, self.inner).accept(tokens, draft, d, weight)
-
     def _count(self, tokens: Tensor) -> None:
         self.counts.verifier_forwards += 1
         self.counts.tokens_forwarded += tokens.shape[0] - self.inner.length
+
+
+class _CountedAcceptingVerifier(_CountedVerifier):
+    inner: AcceptingVerifier
+
+    def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
+        self._count(tokens)
+        return self.inner.accept(tokens, draft, d, weight)
+
+
+def _counted(verifier: Verifier, counts: Counts) -> Verifier:
+    """A strategy asks a verifier by name whether it accepts: so does what counts for it."""
+    kind = _CountedAcceptingVerifier if hasattr(verifier, "accept") else _CountedVerifier
+    return kind(verifier, counts)
 
 
 def decode(
@@ -107,7 +114,7 @@ def decode(
     counts = Counts()
     counted = Pair(
         denoiser=_CountedDenoiser(pair.denoiser, counts),
-        verifier=None if pair.verifier is None else _CountedVerifier(pair.verifier, counts),
+        verifier=None if pair.verifier is None else _counted(pair.verifier, counts),
     )
     stops: set[int] = set()
     inference = torch.inference_mode()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
 
 from apdcli.decode.loop import decode
+from apdcli.decode.params import make_params
+from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Commit, Finished, Pair, StepEvent
-from tests.conftest import MASK, Nets
+from apdcli.engine.choice import make_models
+from apdcli.engine.eager import banned_ids
+from tests.conftest import MASK, VOCAB, Nets
 
 STOP = 9
 
@@ -125,3 +131,26 @@ def test_counts_what_strategies_ask_of_the_models(nets: Nets) -> None:
     assert isinstance(last, Finished)
     assert (last.denoiser_forwards, last.verifier_forwards) == (2, 4)
     assert last.tokens_forwarded == 2 * (4 + 3 + 1)
+
+
+@pytest.mark.parametrize("engine", ["eager", "fast", "graphs"])
+@pytest.mark.parametrize("steps", [1, None])
+def test_models_go_with_the_last_reference_to_them(
+    nets: Nets, engine: str, steps: int | None
+) -> None:
+    """Not when the garbage collector comes by: their caches may fill a device."""
+    shared, own = make_params("apd", max_tokens=8, max_lookahead=4)
+    banned = banned_ids([5, 6, 7], VOCAB, "cpu")
+    gc.collect()
+    gc.disable()
+    try:
+        pair = make_models(engine, nets.denoiser, nets.verifier, banned, 16)
+        assert hasattr(pair.verifier, "accept") == (engine == "graphs")
+        events = decode(Canvas.blank([5, 6], 8, MASK), make_strategy("apd", shared, own), pair)
+        for _ in zip(events, range(steps or 99), strict=False):
+            pass
+        models = [weakref.ref(model) for model in (pair.denoiser, pair.verifier)]
+        del pair, events
+        assert [model() for model in models] == [None, None]
+    finally:
+        gc.enable()
