@@ -14,7 +14,7 @@ import apdcli
 PACKAGE = Path(apdcli.__file__).parent
 # Bottom to top. models is a sibling of decode; the package's own __init__ and __main__ are on top.
 ORDER = [
-    *("errors", "decode", "models", "load", "engine", "demo"),
+    *("words", "errors", "decode", "models", "load", "engine", "demo"),
     *("tasks", "tune", "bench", "render", "chat", "cli"),
 ]
 FORBIDDEN = {("models", "decode"), ("decode", "models"), ("render", "engine"), ("render", "models")}
@@ -39,7 +39,7 @@ def layer(module: str) -> str | None:
     return parts[1] if parts[0] == "apdcli" and len(parts) > 1 and parts[1] in ORDER else None
 
 
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.stem == "errors")
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.stem in ORDER)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

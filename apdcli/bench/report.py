@@ -15,6 +15,7 @@ from apdcli.bench.floor import DTYPE_BYTES, Part, Rates, floor_s, forward_parts,
 from apdcli.bench.stats import Interval, Spread
 from apdcli.bench.units import counted, markdown, ms, scaled, three
 from apdcli.models.config import ModelConfig
+from apdcli.words import plural
 
 if TYPE_CHECKING:
     from apdcli.bench.runs import Run, Turn
@@ -139,10 +140,6 @@ def tables(result: Mapping[str, Any]) -> str:
     return text + _footing(result)
 
 
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
-
-
 def _heading(result: Mapping[str, Any]) -> str:
     machine, models = result["machine"], result["models"]
     shown = ", ".join(
@@ -153,12 +150,12 @@ def _heading(result: Mapping[str, Any]) -> str:
     prompts = len(result["prompts"])
     lines = [
         f"{result['profile']}: {shown}",
-        f"{machine['device']}, {_number(machine['cores'], 'core')}, "
-        f"{_number(machine['threads'], 'thread')}, "
+        f"{machine['device']}, {plural(machine['cores'], 'core')}, "
+        f"{plural(machine['threads'], 'thread')}, "
         f"torch {result['versions']['torch']}, apd {result['versions']['apdcli']}, "
         f"engine {', '.join(dict.fromkeys(s['engine'] for s in result['settings']))}",
-        f"{_number(prompts, 'prompt')} of {_range(result['prompts'])} tokens, "
-        f"{_number(result['repeats'], 'repeat')} in turns"
+        f"{plural(prompts, 'prompt')} of {_range(result['prompts'])} tokens, "
+        f"{plural(result['repeats'], 'repeat')} in turns"
         + ("" if result["complete"] else " (interrupted)"),
     ]
     if result.get("accept") is not None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from apdcli.render.palette import Look, Palette, depth_of
 from apdcli.render.safe import visible
-from apdcli.render.summary import counted, sparkline, summary_text
+from apdcli.render.summary import sparkline, summary_text
 from apdcli.render.text import width
+from apdcli.words import plural
 
 if TYPE_CHECKING:
     from apdcli.chat.sessions import Turn
@@ -116,8 +117,7 @@ def stats_lines(turns: Sequence[Turn], columns: int) -> list[str]:
         return ["nothing was generated yet"]
     digits = len(str(numbered[-1][0]))
     ends = [
-        f"{t.tokens / len(t.accepted):.1f} a step, {counted(t.tokens, 'token')}"
-        for _, t in numbered
+        f"{t.tokens / len(t.accepted):.1f} a step, {plural(t.tokens, 'token')}" for _, t in numbered
     ]
     room = max(_WORST_BARS, columns - digits - 4 - max(map(len, ends)) - 1)
     bars = [sparkline(_squeezed(turn.accepted, room)) for _, turn in numbered]
@@ -131,8 +131,7 @@ def stats_lines(turns: Sequence[Turn], columns: int) -> list[str]:
     seconds = sum(turn.seconds for _, turn in numbered)
     speed = f", {tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
     whole = (
-        f"{counted(tokens, 'token')} in {counted(steps, 'step')}: "
-        f"{tokens / steps:.2f} a step{speed}"
+        f"{plural(tokens, 'token')} in {plural(steps, 'step')}: {tokens / steps:.2f} a step{speed}"
     )
     legend = "each bar is a step, its height the tokens taken at once (full: 8 or the most)"
     return [*lines, *wrapped(whole, columns - 1), *wrapped(legend, columns - 1)]

@@ -16,6 +16,7 @@ from apdcli.cli.chat_knobs import UNSET, fresh_seed, settings_in, shown
 from apdcli.cli.editor import run_editor
 from apdcli.cli.outputs import check_picture_name, check_writable
 from apdcli.errors import UsageError
+from apdcli.words import plural
 
 if TYPE_CHECKING:
     from apdcli.chat.sessions import Store
@@ -67,7 +68,7 @@ def _show(loop: Loop, _: str) -> None:
     rows.append(("markdown", "on" if loop.markdown else "off"))
     rows.append(("trace", loop.tracing.next_path() or "off"))
     where = talk.store.path(session.name) if talk.store is not None else "not saved"
-    rows.append(("session", f"{session.name}, {_counted(len(talk.turns), 'message')} ({where})"))
+    rows.append(("session", f"{session.name}, {plural(len(talk.turns), 'message')} ({where})"))
     rows.append(("context", _context(loop)))
     if loop.pending:
         rows.append(("next message", "with " + ", ".join(file.name for file in loop.pending)))
@@ -78,7 +79,7 @@ def _context(loop: Loop) -> str:
     talk = loop.talk
     used = len(talk.prepare("?", loop.settings()).prompt_ids)
     out = talk.conversation.left_out
-    left = f"; the first {_counted(out, 'message')} left out" if out else ""
+    left = f"; the first {plural(out, 'message')} left out" if out else ""
     return f"{used} of {talk.pair.context} tokens{left}"
 
 
@@ -177,7 +178,7 @@ def _load(loop: Loop, name: str) -> None:
 def show_session(loop: Loop) -> None:
     """What was resumed: its name and its last message with the answer."""
     session = loop.talk.session
-    count = _counted(len(session.turns), "message")
+    count = plural(len(session.turns), "message")
     loop.screen.note(f"{session.name}: {count}" + ("; the last was:" if session.turns else ""))
     if session.turns:
         loop.screen.echo(session.turns[-1].shown)
@@ -193,7 +194,7 @@ def _sessions(loop: Loop, _: str) -> None:
     rows = []
     for entry in entries[:_MOST_SESSIONS]:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.updated))
-        said = entry.problem or f"{when}, {_counted(entry.turns, 'message')}: {_short(entry.first)}"
+        said = entry.problem or f"{when}, {plural(entry.turns, 'message')}: {_short(entry.first)}"
         mark = "* " if entry.name == loop.talk.session.name else "  "
         rows.append((mark + entry.name, said))
     loop.screen.table(rows)
@@ -266,7 +267,7 @@ def _copy(loop: Loop, _: str) -> None:
         raise UsageError("the answer is too long for a terminal's clipboard; /export or select it")
     loop.screen.raw(code)
     loop.screen.note(
-        f"{_counted(len(text), 'character')} sent to the terminal's clipboard (OSC 52; a terminal "
+        f"{plural(len(text), 'character')} sent to the terminal's clipboard (OSC 52; a terminal "
         "that does not know it ignores it)"
     )
 
@@ -318,10 +319,6 @@ def _written(value: object) -> str:
         if isinstance(value, bool)
         else str(value)
     )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -20,6 +20,7 @@ from apdcli.tasks.load import is_file
 from apdcli.tasks.metrics import Interval, paired_difference
 from apdcli.tasks.summary import Quality, Summary, summarize
 from apdcli.tasks.types import AGREEMENT, Outcome, Task
+from apdcli.words import plural
 
 if TYPE_CHECKING:
     from apdcli.engine.pair import LoadedPair
@@ -75,9 +76,7 @@ def title(job: Job, task: Task) -> str:
     """The task in a few words."""
     facts = task_facts(job, task)
     split = f", {facts['split']} split" if facts["split"] else ""
-    count = len(task.items)
-    prompts = f"{count} prompt" if count == 1 else f"{count} prompts"
-    return f"{task.name}{split}: {prompts}, scored by {task.scorer}"
+    return f"{task.name}{split}: {plural(len(task.items), 'prompt')}, scored by {task.scorer}"
 
 
 def envelope(

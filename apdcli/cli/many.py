@@ -21,6 +21,7 @@ from apdcli.cli.lines import Asked, Line, Source, id_of, open_source, read_line
 from apdcli.cli.progress import Progress
 from apdcli.errors import ApdError, InputError, UsageError
 from apdcli.render.terminal import is_terminal
+from apdcli.words import plural
 
 if TYPE_CHECKING:
     from apdcli.engine.pair import LoadedPair
@@ -141,18 +142,18 @@ class _Many:
         if context.signals.interrupted:
             if watched and job.output:
                 context.say(
-                    f"stopped after {_counted(self.done, 'line')}; the same command goes on there"
+                    f"stopped after {plural(self.done, 'line')}; the same command goes on there"
                 )
             return generate.INTERRUPTED
         if watched:
             seconds = time.perf_counter() - self.began
             context.say(
-                f"{_counted(self.done, 'line')} · {_counted(self.tokens, 'token')} · "
+                f"{plural(self.done, 'line')} · {plural(self.tokens, 'token')} · "
                 f"{self.tokens / seconds:.1f} tokens/s · {seconds:.1f} s"
             )
         if self.failed:
             raise InputError(
-                f"{self.failed} of {_counted(self.done, 'line')} of {self.source.name} could not "
+                f"{self.failed} of {plural(self.done, 'line')} of {self.source.name} could not "
                 f"be answered; {self._first_failure}"
             )
         return 0
@@ -253,8 +254,8 @@ def _following(many: _Many, file: AnswersFile | None) -> Iterator[Line]:
         line = next(lines, None)
         if line is None:
             raise UsageError(
-                f"{many.job.output} holds {_counted(len(finished), 'answer')} and "
-                f"{many.source.name} only {_counted(place, 'line')}; name another --output"
+                f"{many.job.output} holds {plural(len(finished), 'answer')} and "
+                f"{many.source.name} only {plural(place, 'line')}; name another --output"
             )
         assert file is not None
         settings = many.check(line).settings
@@ -266,7 +267,3 @@ def _following(many: _Many, file: AnswersFile | None) -> Iterator[Line]:
         file.begin(first)
     if first is not None:
         yield from chain([first], lines)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

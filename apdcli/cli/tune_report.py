@@ -15,13 +15,13 @@ from apdcli.cli.report import SYMBOLS, placed, versions
 from apdcli.render.palette import depth_of
 from apdcli.render.plots import Kind, Picture, Point, terminal_plot
 from apdcli.render.safe import visible
-from apdcli.render.summary import counted
 from apdcli.render.terminal import is_terminal, stream_size
 from apdcli.tasks.types import AGREEMENT, Task
 from apdcli.tune.front import Candidate, difference
 from apdcli.tune.measure import Measured
 from apdcli.tune.search import Found
 from apdcli.tune.space import Knob
+from apdcli.words import plural
 
 if TYPE_CHECKING:
     from apdcli.tune.setup import Ground
@@ -128,7 +128,7 @@ class Result:
         early = f", {len(found.pruned)} of them given up early" if found.pruned else ""
         tried = len(found.finished) + len(found.pruned)
         lines.append(
-            f"{counted(tried, 'setting')} tried{early}: {found.answers:,} answers and "
+            f"{plural(tried, 'setting')} tried{early}: {found.answers:,} answers and "
             f"{found.reference_answers:,} of the reference"
         )
         return lines
@@ -216,10 +216,9 @@ class Result:
         assert self.found.chosen is not None
         others = self.found.chosen.alike
         fastest = max(others, key=lambda c: c.speed)
-        count = f"{len(others)} other setting{'s' if len(others) > 1 else ''}"
         text = (
-            f"{count} that reach{'' if len(others) > 1 else 'es'} it cannot be told apart from it "
-            f"in {self.measure}"
+            f"{plural(len(others), 'other setting')} that reach{'' if len(others) > 1 else 'es'} "
+            f"it cannot be told apart from it in {self.measure}"
         )
         speed = self.tokens_per_second(fastest.measured)[0]
         if self.chosen is None or speed <= self.tokens_per_second(self.chosen.measured)[0]:

@@ -12,6 +12,7 @@ from apdcli.render.palette import Look, Palette
 from apdcli.render.safe import visible
 from apdcli.render.state import HISTORY, ViewState
 from apdcli.render.text import width
+from apdcli.words import plural
 
 BARS = "▁▂▃▄▅▆▇█"
 _SEPARATOR = "  "
@@ -34,7 +35,7 @@ def summary_line(state: ViewState) -> str:
 def summary_text(tokens: int, steps: int, seconds: float, reason: str) -> str:
     """For example "142 tokens in 41 steps · 3.46 tokens/step · 58.3 tokens/s · 2.4 s · stop"."""
     parts = [
-        f"{counted(tokens, 'token')} in {counted(steps, 'step')}",
+        f"{plural(tokens, 'token')} in {plural(steps, 'step')}",
         f"{tokens / max(1, steps):.2f} tokens/step",
         f"{tokens / seconds if seconds > 0 else 0:.1f} tokens/s",
         f"{seconds:.1f} s",
@@ -42,11 +43,6 @@ def summary_text(tokens: int, steps: int, seconds: float, reason: str) -> str:
     if reason:
         parts.append(_ENDS.get(reason, reason))
     return " · ".join(parts)
-
-
-def counted(count: int, noun: str) -> str:
-    """1 step, 2 steps."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 @dataclass(frozen=True)
