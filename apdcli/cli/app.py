@@ -17,15 +17,10 @@ from apdcli import __version__
 from apdcli.cli import bench, chat_options, eval_options, options, profiles, tune_options
 from apdcli.cli.context import Context
 from apdcli.cli.helptext import fitting, help_width
+from apdcli.cli.usage import complaint
 from apdcli.errors import UsageError
 
 Todo = Callable[[Context], int]
-
-_ELSEWHERE = {  # options that users of other tools type
-    "--model": "no option --model: a profile names the models, -p PROFILE",
-    "-m": "no option -m: a profile names the models, -p PROFILE (and -M is the lookahead)",
-    "--prompt": "no option --prompt: the prompt stands by itself, in quotes",
-}
 
 _EPILOG = """Settings that are not given come from APD_* variables (APD_TEMPERATURE=0.7), then
 from the profile, then from the defaults shown.
@@ -97,11 +92,10 @@ def parse(args: list[str], context: Context) -> Todo | int:
             terminal_width=help_width(),
         )
     except Exception as error:
-        # Typer carries Click inside or takes the installed one: their classes have this in common
-        if not hasattr(error, "format_message"):
+        if not hasattr(error, "format_message"):  # what Click's and Typer's errors have in common
             raise
         known = args[:1] if args and args[0] in commands else []
-        raise UsageError(_usage(error, " ".join(["apd", *known]))) from error
+        raise UsageError(complaint(error, " ".join(["apd", *known]))) from error
     return result if callable(result) else int(result or 0)
 
 
@@ -115,23 +109,6 @@ def _as_meant(args: list[str], commands: Container[str]) -> list[str]:
     # apd "Write a haiku": no command has a space in its name
     is_prompt = first not in commands and not first.startswith("-") and " " in first.strip()
     return ["generate", *args] if is_prompt else args
-
-
-def _usage(error: Any, command: str) -> str:
-    """The parser's complaint in one line, with the command whose help answers it."""
-    message = " ".join(error.format_message().split()).rstrip(".")
-    command = error.ctx.command_path if error.ctx else command
-    option = getattr(error, "option_name", "")
-    if option and "possible option" in message.lower():
-        from apdcli.load.profile import nearest
-
-        near = nearest(option, error.possibilities or ())
-        message = _ELSEWHERE.get(option) or ", ".join(filter(None, (f"no option {option}", near)))
-    elif option in _ELSEWHERE:
-        message = _ELSEWHERE[option]
-    if "extra argument" in message and command in ("apd generate", "apd fill"):
-        message += f": put the {'text' if command == 'apd fill' else 'prompt'} in quotes"
-    return f"{message[:1].lower()}{message[1:]}; see '{command} --help'"
 
 
 def _root(
@@ -260,8 +237,13 @@ def _fill(
 
 def _replay(
     trace: Annotated[
-        str, typer.Argument(metavar="TRACE", help="A file that --trace wrote.", show_default=False)
-    ],
+        str | None,
+        typer.Argument(
+            metavar="TRACE",
+            show_default=False,
+            help="A file that --trace wrote. '-' or nothing: standard input.",
+        ),
+    ] = None,
     speed: Annotated[
         str | None,
         typer.Option(

@@ -16,6 +16,7 @@ from apdcli.cli.context import Context
 from apdcli.cli.outputs import OutputFile, check_writable
 from apdcli.cli.progress import Progress
 from apdcli.cli.prompt import STDIN, read_text
+from apdcli.cli.variables import note_unknown
 from apdcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _MOST_ROWS = 256
 
 def run(job: Job, context: Context) -> int:
     """Do the job; returns the exit status."""
+    note_unknown(context, quiet=job.quiet)
     profile, shapes, contenders = _resolve(job, context)
     rates = _rates(job)
     with contextlib.ExitStack() as stack:

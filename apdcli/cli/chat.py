@@ -14,6 +14,7 @@ from apdcli.cli import generate, options
 from apdcli.cli.chat_options import LATEST
 from apdcli.cli.context import Context
 from apdcli.cli.outputs import check_writable
+from apdcli.cli.variables import note_unknown
 from apdcli.errors import UsageError
 from apdcli.render.terminal import can_draw, is_terminal, no_echo, stream_size
 
@@ -62,6 +63,7 @@ class Job(generate.Job):
 
 def run(job: Job, context: Context) -> int:
     """Hold the conversation; returns the exit status."""
+    note_unknown(context, quiet=job.quiet, verbose=job.verbose)
     from apdcli.chat.sessions import user_store
 
     people = is_terminal(context.stdin) and is_terminal(context.stdout) and not job.json

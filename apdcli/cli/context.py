@@ -45,7 +45,9 @@ class Context:
             OutputError: it is closed.
         """
         if self.stdout is None:
-            raise OutputError("standard output is closed; use -o FILE to write to a file")
+            raise OutputError(
+                "standard output is closed; -o FILE, where a command has it, writes to a file"
+            )
         return self.stdout
 
     def print(self, text: str) -> None:

@@ -16,6 +16,7 @@ from apdcli.cli import generate, options
 from apdcli.cli.context import Context
 from apdcli.cli.eval_options import Job, job_with, swept_values
 from apdcli.cli.progress import Progress
+from apdcli.cli.variables import note_unknown
 from apdcli.errors import UsageError
 from apdcli.render.terminal import is_terminal
 
@@ -56,6 +57,7 @@ class Settled:
 
 def run(job: Job, context: Context) -> int:
     """Do the job; returns the exit status."""
+    note_unknown(context, quiet=job.quiet, verbose=job.verbose)
     settled = settle(job, context)
     _ = context.out  # closed: say so before the work
     with contextlib.ExitStack() as stack:

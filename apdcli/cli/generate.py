@@ -18,6 +18,7 @@ from apdcli.cli import options
 from apdcli.cli.context import Context
 from apdcli.cli.outputs import OutputFile, check_picture_name, check_writable
 from apdcli.cli.prompt import STDIN, read_prompt
+from apdcli.cli.variables import note_unknown
 from apdcli.decode.params import make_params
 from apdcli.errors import ParameterError, UnknownParameterError, UsageError
 from apdcli.render.terminal import is_terminal
@@ -160,6 +161,7 @@ def _check_many(prompt: str | None, own: Mapping[str, Any], hint: str, *, piped:
 
 def run(job: Job, context: Context) -> int:
     """Do the job; returns the exit status."""
+    note_unknown(context, quiet=job.quiet, verbose=job.verbose)
     if job.input is not None:
         from apdcli.cli import many
 

@@ -32,11 +32,25 @@ def fitting(command: Any) -> Any:
     base = command.context_class
     formatter = type("Formatter", (_Fitting, base.formatter_class), {})
     command.context_class = type("Context", (base,), {"formatter_class": formatter})
+    for param in command.params:
+        if param.param_type_name == "argument":
+            _name_plainly(param)
     for below in getattr(command, "commands", {}).values():
         # Click cuts a command's line with "..." where it could go on in the next.
         below.short_help = below.get_short_help_str(_WHOLE)
         fitting(below)
     return command
+
+
+def _name_plainly(argument: Any) -> None:
+    """An argument by its name: NAME, or [NAME] in the usage where it may be left out.
+
+    Typer adds braces, or its type in the words of Python.
+    """
+    name = str(argument.metavar or argument.name.upper())
+    shown = (name if argument.required else f"[{name}]") + ("..." if argument.nargs == -1 else "")
+    argument.get_usage_pieces = lambda _: [shown]
+    argument.get_help_record = lambda _: (name, argument.help or "")
 
 
 class _Fitting:

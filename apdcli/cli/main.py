@@ -75,7 +75,11 @@ def _program(args: list[str], context: Context) -> int:
     from apdcli.cli.app import parse
 
     job = parse(args, context)
-    status = job if isinstance(job, int) else job(context)
+    if isinstance(job, int):  # the help, which the parser prints, or does not without a word
+        _ = context.out
+        status = job
+    else:
+        status = job(context)
     if context.stdout is not None:
         context.stdout.flush()
     return status

@@ -30,6 +30,10 @@ _STATUSES = (
 )
 _VARIABLES = (
     ("APD_PROFILE, APD_STRATEGY, APD_TEMPERATURE, ...", "A setting that no option gives."),
+    (
+        "APD_R, APD_W, APD_M",
+        "In short: APD_MIXTURE_WEIGHT, APD_RECOMPUTE_WINDOW, APD_MAX_LOOKAHEAD.",
+    ),
     ("APD_CONFIG_DIR", "Where the folder of your own profiles lies."),
     ("APD_DATA_DIR", "In place of ~/.local/share/apd, for sessions, history and searches."),
     ("APD_CACHE_DIR", "In place of ~/.cache/apd."),

@@ -124,7 +124,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("stop", ("--stop",), SAMPLING, "End before this text; repeatable.", "TEXT", repeat=True),
     Flag(
         "strategy",
-        ("--strategy",),
+        ("-S", "--strategy"),
         DECODING,
         f"How to decode; listed below [default {next(iter(STRATEGIES))}].",
         "NAME",
@@ -298,7 +298,9 @@ def _check(name: str, value: Any, shown: str, hint: str) -> None:
     try:
         check_value(name, value)
     except ParameterError as error:
-        given = ", ".join(value) if isinstance(value, list) else value
+        if name == "stop":  # what else can be wrong with a text?
+            raise UsageError(f"{shown}: it must not be empty; {hint}") from error
+        given = "''" if value == "" else value
         raise UsageError(f"{shown} {given}: it must be {error.allowed}; {hint}") from error
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apdcli.cli.context import Context
+from apdcli.cli.variables import note_unknown
 from apdcli.errors import UsageError
 from apdcli.render.terminal import is_terminal
 
@@ -26,7 +27,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A name, or a path to 
 Effective = Annotated[
     str | None,
     typer.Argument(
-        metavar="[NAME]",
+        metavar="NAME",
         show_default=False,
         help="A name, or a path to a .toml file [default: APD_PROFILE, else demo].",
     ),
@@ -59,6 +60,7 @@ def _list(as_json: Json = False) -> Todo:
     """List the profiles that can be named, yours and the shipped ones."""
 
     def run(context: Context) -> int:
+        note_unknown(context)
         from apdcli.load.profile import list_profiles
 
         entries = list_profiles()
@@ -79,6 +81,7 @@ def _show(name: Effective = None, as_json: Json = False) -> Todo:
     """Show a profile: its file, and every setting with where it comes from."""
 
     def run(context: Context) -> int:
+        note_unknown(context)
         from apdcli.cli.report import NEW_SEED, before_a_run
         from apdcli.load.profile import find_profile
         from apdcli.load.settings import choose_profile, resolve_settings
@@ -112,13 +115,14 @@ def _origin(origin: str, settings: Settings) -> str:
 
 def _path(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Print this profile's file.")
+        str | None, typer.Argument(metavar="NAME", help="Print this profile's file.")
     ] = None,
     as_json: Json = False,
 ) -> Todo:
     """Print the folders that profiles lie in: yours first, then the shipped ones."""
 
     def run(context: Context) -> int:
+        note_unknown(context)
         from apdcli.load.profile import profile_path, shipped_profiles_dir, user_profiles_dir
 
         if name is not None:
@@ -195,6 +199,7 @@ def _check(name: Effective = None, as_json: Json = False) -> Todo:
     """Check a profile's models without reading the weights, and say what would run."""
 
     def run(context: Context) -> int:
+        note_unknown(context)
         from apdcli.cli.check import check_profile
 
         report = check_profile(name, context.environ)

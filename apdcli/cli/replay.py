@@ -9,11 +9,12 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from apdcli.cli.context import Context
 from apdcli.cli.outputs import check_picture_name, check_writable
-from apdcli.errors import InputError, UsageError
+from apdcli.cli.prompt import STDIN
+from apdcli.errors import InputError, UsageError, reason
 from apdcli.render.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -31,16 +32,17 @@ class Job:
     """What the command line asked for.
 
     Attributes:
+        trace: a file; "-" or None: standard input.
         speed: how many times faster than it was; 0: as fast as possible; None: not given.
     """
 
-    trace: str
+    trace: str | None
     speed: float | None
     export: str | None
     no_live: bool
 
     @classmethod
-    def of(cls, trace: str, speed: str | None, export: str | None, no_live: bool) -> Job:
+    def of(cls, trace: str | None, speed: str | None, export: str | None, no_live: bool) -> Job:
         """The job of these option texts.
 
         Raises:
@@ -69,9 +71,7 @@ def _speed(text: str | None) -> float | None:
 
 def run(job: Job, context: Context, *, sleep: Callable[[float], None] = time.sleep) -> int:
     """Play it; returns the exit status."""
-    from apdcli.render.trace_reader import read_trace
-
-    trace = read_trace(job.trace)
+    trace = _trace(job, context)
     if job.export is not None:
         check_writable(job.export)
     state = _state(trace)
@@ -84,10 +84,35 @@ def run(job: Job, context: Context, *, sleep: Callable[[float], None] = time.sle
         return INTERRUPTED
     if not trace.complete:
         raise InputError(
-            f"{job.trace} breaks off after step {trace.steps}: its writer was killed "
+            f"{_name(job)} breaks off after step {trace.steps}: its writer was killed "
             "or the disk was full; this is all there is"
         )
     return 0
+
+
+def _trace(job: Job, context: Context) -> Trace:
+    """The trace that is named, or the one that is piped.
+
+    Raises:
+        UsageError: nothing is named and nothing is piped. InputError: it is no trace.
+    """
+    from apdcli.render.trace_reader import read_trace, trace_of
+
+    if job.trace is not None and job.trace != STDIN:
+        return read_trace(job.trace)
+    stdin: Any = context.stdin
+    if job.trace is None and (stdin is None or is_terminal(stdin)):
+        raise UsageError("no trace: name one, as in: apd replay trace.jsonl, or pipe one")
+    try:
+        data = b"" if stdin is None else getattr(stdin, "buffer", stdin).read()
+    except OSError as error:
+        raise InputError(f"{_name(job)} cannot be read: {reason(error)}") from error
+    return trace_of(data, _name(job))
+
+
+def _name(job: Job) -> str:
+    """The trace's, for messages."""
+    return "standard input" if job.trace in (None, STDIN) else str(job.trace)
 
 
 def _state(trace: Trace) -> ViewState:

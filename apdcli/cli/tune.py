@@ -17,6 +17,7 @@ from apdcli.cli.loading import loading
 from apdcli.cli.outputs import check_writable
 from apdcli.cli.progress import Progress
 from apdcli.cli.tune_options import Job
+from apdcli.cli.variables import note_unknown
 from apdcli.errors import ApdError
 from apdcli.render.terminal import is_terminal
 
@@ -37,6 +38,7 @@ _STOPPED = "stopped before a first result; the same command goes on"
 
 def run(job: Job, context: Context) -> int:
     """Do the job; returns the exit status."""
+    note_unknown(context, quiet=job.quiet, verbose=job.verbose)
     from apdcli.decode.params import strategy_info
     from apdcli.load.tuned import check_tunable
     from apdcli.tune.space import knobs

@@ -39,6 +39,8 @@ _TEXTS = (
     *_PLACES,
 )  # read from the environment as they stand
 _ENVIRONMENT_PREFIX = "APD_"
+_LETTERS = {"mixture_weight": "R", "recompute_window": "W", "max_lookahead": "M"}  # as in APD_R
+_FOLDERS = ("CONFIG_DIR", "DATA_DIR", "CACHE_DIR")
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -109,6 +111,13 @@ def draws(values: Mapping[str, Any]) -> bool:
 def environment_variable(name: str) -> str:
     """The variable that sets `name`: APD_MIXTURE_WEIGHT for mixture_weight."""
     return _ENVIRONMENT_PREFIX + name.upper()
+
+
+def known_variables() -> tuple[str, ...]:
+    """Every APD_* variable that some command reads."""
+    names = (n.upper() for n in (*known_decode_keys(), *_TEXTS) if n != "stop")
+    known = dict.fromkeys((*names, *_LETTERS.values(), *_FOLDERS))
+    return tuple(_ENVIRONMENT_PREFIX + name for name in known)
 
 
 def choose_profile(flag: str | None, environ: Mapping[str, str]) -> Setting:
@@ -214,16 +223,34 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """The APD_* variables that are settings, read and checked, whether or not they are used."""
     values: dict[str, Any] = {}
     for name in dict.fromkeys((*known_decode_keys(), *_TEXTS)):
-        text = environ.get(environment_variable(name))
-        if not text or name == "stop":  # a list has no one way to be written in a variable
+        if name == "stop":  # a list has no one way to be written in a variable
+            continue
+        variable, text = _variable(name, environ)
+        if not text:
             continue
         values[name] = text if name in _TEXTS else _read(name, text)
         try:
             _check(name, values[name])
         except UsageError as error:
-            variable = environment_variable(name)
             raise UsageError(f"environment variable {variable}: {error}") from error
     return values
+
+
+def _variable(name: str, environ: Mapping[str, str]) -> tuple[str, str]:
+    """The variable that is set for a setting, and its text; "" where there is none.
+
+    Raises:
+        UsageError: both its names are set, and say different things.
+    """
+    long = environment_variable(name)
+    short = environment_variable(_LETTERS.get(name, name))
+    texts = environ.get(long, ""), environ.get(short, "")
+    if all(texts) and texts[0] != texts[1]:
+        raise UsageError(
+            f"environment variables {short}={texts[1]} and {long}={texts[0]} are one setting: "
+            "unset one"
+        )
+    return (long, texts[0]) if texts[0] else (short, texts[1])
 
 
 def _read(name: str, text: str) -> bool | int | float | str:

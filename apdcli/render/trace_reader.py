@@ -88,10 +88,19 @@ def read_trace(path: str | Path) -> Trace:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
+    return trace_of(data, path)
+
+
+def trace_of(data: bytes, name: str | Path) -> Trace:
+    """Check the bytes of a trace; `name` says in messages where they come from.
+
+    Raises:
+        InputError: as `read_trace`.
+    """
     if not data:
-        raise InputError(f"{path} is empty: no trace; {_MAKE_ONE}")
+        raise InputError(f"{name} is empty: no trace; {_MAKE_ONE}")
     *lines, rest = data.split(b"\n")
-    reader = _Reader(path)
+    reader = _Reader(name)
     if not lines:  # killed, or not a trace, before the first newline
         reader.header(rest)
         return reader.trace()

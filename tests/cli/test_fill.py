@@ -86,7 +86,7 @@ def test_a_profile_without_a_verifier_will_do(apd: Apd, make_profile: MakeProfil
         (("--marker", "", TEXT), 2, "it must be a text that is not empty"),
         (("--strategy", "apd", TEXT), 2, "strategy apd (flag) writes from left to right"),
         (("--strategy", "nothing", TEXT), 2, "see 'apd fill --help'"),
-        (("-R", "0.5", TEXT), 2, "no such option"),
+        (("-R", "0.5", TEXT), 2, "no option -R; see"),
         (("-O", "mixture_weight=0.5", TEXT), 2, "does not go with strategy dico"),
         (("-O", "seeds=x", TEXT), 2, "-O seeds x: it must be"),
         (("-q", "-v", TEXT), 2, "exclude each other; see 'apd fill --help'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -65,3 +66,28 @@ def test_an_example_can_be_copied_at_any_width(width: int) -> None:
         alone = len(shlex.split(part.rstrip("\\"))) == 1
         assert len(part) <= width or alone
     assert folded(line, len(line)) == line
+
+
+@pytest.mark.parametrize(
+    ("path", "usage", "named"),
+    [
+        (("profiles", "show"), "[OPTIONS] [NAME]", "  NAME  A name, or"),
+        (("profiles", "path"), "[OPTIONS] [NAME]", "  NAME  Print this"),
+        (("profiles", "edit"), "[OPTIONS] NAME", "  NAME  A name, or"),
+        (("replay",), "[OPTIONS] [TRACE]", "  TRACE  A file that"),
+        (("bench",), "[OPTIONS] [PROMPT]...", "  PROMPT  Messages, each"),
+        (("generate",), "[OPTIONS] [PROMPT]", "  PROMPT  The message, or"),
+    ],
+)
+def test_arguments_go_by_their_names(
+    help_of: Any, path: tuple[str, ...], usage: str, named: str
+) -> None:
+    first, *rest = help_of(80, *path).splitlines()
+    assert first == f"Usage: apd {' '.join(path)} {usage}"
+    assert any(line.startswith(named) for line in rest)
+
+
+@pytest.mark.parametrize("path", list(named(get_command(build()))), ids=" ".join)
+def test_no_word_of_the_programs_inside(help_of: Any, path: tuple[str, ...]) -> None:
+    shown = help_of(80, *path)
+    assert re.findall(r"<(?:str|list|int|bool|float)\b|\[\[NAME\]|\{[A-Z]+\}", shown) == []

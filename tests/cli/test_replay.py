@@ -10,6 +10,7 @@ import pytest
 
 from apdcli.cli import replay
 from apdcli.cli.context import Context
+from apdcli.cli.main import main
 from apdcli.cli.signals import Signals
 from apdcli.render import TraceWriter
 from tests.cli.conftest import Apd, Stream
@@ -141,7 +142,8 @@ def test_damage_is_one_line_and_nothing_is_played(apd: Apd, trace: Path) -> None
     [
         (("nowhere",), 1, "cannot read nowhere: no such file"),
         ((".",), 1, "cannot read .: "),
-        ((), 2, "missing argument"),
+        (("-",), 1, "standard input is empty: no trace; record one"),
+        ((), 1, "standard input is empty: no trace; record one"),
         (("t.jsonl", "--speed", "fast"), 2, "--speed fast: it must be a number"),
         (("t.jsonl", "--speed", "-1"), 2, "--speed -1"),
         (("t.jsonl", "--speed", "nan"), 2, "--speed nan"),
@@ -155,6 +157,25 @@ def test_mistakes_are_one_line(
     ran = apd("replay", *args)
     assert ran.status == status
     assert message in ran.complaint
+
+
+@pytest.mark.parametrize("args", [("-",), (), ("--speed", "max")])
+def test_a_trace_that_is_piped(apd: Apd, trace: Path, args: tuple[str, ...]) -> None:
+    ran = apd("replay", *args, stdin=trace.read_bytes())
+    assert (ran.status, ran.out, ran.err) == (0, TEXT + "\n", "")
+    broken = apd("replay", *args, stdin=cut(trace, 3).read_bytes())
+    assert broken.status == 1
+    assert "standard input breaks off after step 3" in broken.err
+    assert "standard input is not a trace" in apd("replay", *args, stdin="hello\n").complaint
+
+
+def test_no_trace_and_nobody_pipes_one(apd: Apd) -> None:
+    ran = apd("replay", stdin=None)
+    assert ran.status == 2
+    assert "no trace: name one, as in: apd replay trace.jsonl" in ran.complaint
+    err = Stream()
+    assert main(["replay"], Context(None, Stream(), err, {})) == 2
+    assert "no trace: name one" in err.bytes().decode()
 
 
 def test_replay_loads_no_torch(trace: Path) -> None:

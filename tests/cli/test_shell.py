@@ -122,6 +122,16 @@ def test_a_full_or_closed_stdout_is_one_line(environ: dict[str, str], profile: P
         assert b"no space left" in err
 
 
+def test_help_has_nowhere_to_go_when_stdout_is_closed(environ: dict[str, str]) -> None:
+    for words in ("--help", "generate -h", "", "--version"):
+        code = f"exec {sys.executable} -m apdcli {words} >&-"
+        done = subprocess.run(["sh", "-c", code], env=environ, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), words
+        assert done.stderr.startswith("apd: standard output is closed")
+        done = subprocess.run(["sh", "-c", f"{code} 2>&-"], env=environ, capture_output=True)
+        assert (done.returncode, done.stderr) == (1, b""), words
+
+
 def test_ctrl_c_while_it_loads_ends_at_once(environ: dict[str, str], profile: Path) -> None:
     code = (
         "import sys; from apdcli.cli.main import main; sys.stderr.write('r'); sys.stderr.flush();"
