@@ -67,20 +67,25 @@ complete --command apd --no-files --arguments '(__apd_complete)'
 """
 _POWERSHELL = r"""# apd completion for PowerShell
 Register-ArgumentCompleter -Native -CommandName apd -ScriptBlock {
-    param($word, $ast, $cursor)
-    $words = @($ast.CommandElements | Where-Object { $_.Extent.StartOffset -lt $cursor } |
+    param($wordToComplete, $commandAst, $cursorPosition)
+    $words = @($commandAst.CommandElements |
+        Where-Object { $_.Extent.StartOffset -lt $cursorPosition } |
         ForEach-Object {
             $plain = $_ -is [System.Management.Automation.Language.StringConstantExpressionAst]
             $text = if ($plain) { $_.Value } else { $_.Extent.Text }
             $text -replace '\r?\n', ' '
         })
-    if ($word -eq '') { $words += '' }
-    $program = $ast.GetCommandName()
-    $status = $global:LASTEXITCODE
-    $env:COMP_WORDS = $words -join "`n"
-    $env:COMP_CWORD = $words.Count - 1
-    $env:_APD_COMPLETE = 'complete_powershell'
+    if (-not $wordToComplete) { $words += '' }
+    $program = $commandAst.GetCommandName()
+    # under strict mode it is an error to read what no program has set yet
+    $status = Get-Variable LASTEXITCODE -Scope Global -ValueOnly -ErrorAction Ignore
+    $PSNativeCommandUseErrorActionPreference = $false
+    $encoding = [Console]::OutputEncoding
+    try { [Console]::OutputEncoding = [System.Text.UTF8Encoding]::new($false) } catch { }
     try {
+        $env:COMP_WORDS = $words -join "`n"
+        $env:COMP_CWORD = $words.Count - 1
+        $env:_APD_COMPLETE = 'complete_powershell'
         $lines = @(& $program 2>$null)
         if ($LASTEXITCODE -ne 0) { return '' }  # no candidate, and no file name either
         foreach ($line in $lines) {
@@ -94,6 +99,7 @@ Register-ArgumentCompleter -Native -CommandName apd -ScriptBlock {
         }
     } finally {
         $env:COMP_WORDS = $env:COMP_CWORD = $env:_APD_COMPLETE = $null
+        try { [Console]::OutputEncoding = $encoding } catch { }  # a host may have no console
         $global:LASTEXITCODE = $status
     }
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -177,6 +178,81 @@ def test_powershell_hands_over_words_without_their_quotes(apd: Apd, tmp_path: Pa
     assert found("generate", "-n", "") == ([], 1)
     line = ask(apd, "powershell", "apd\ngenerate\n--strategy\ndi", 3)[0][0]
     assert line == f"dico\t{STRATEGIES['dico'].summary}"
+
+
+SCRIPT = SHELLS["powershell"].script
+
+
+def results(apd: Apd, *words: str) -> list[tuple[str, str, str, str]]:
+    """The four arguments of each CompletionResult that the PowerShell script makes.
+
+    With exactly the variables that it sets, and by its own words for what is quoted.
+    """
+    values = {
+        '$words -join "`n"': "\n".join(words),
+        "$words.Count - 1": str(len(words) - 1),
+        "'complete_powershell'": "complete_powershell",
+    }
+    setting = dict(re.findall(r"^ +\$env:(\w+) = ([^=\n]+)$", SCRIPT, re.MULTILINE))
+    ran = apd(environ={name: values[text] for name, text in setting.items()})
+    assert ran.err == ""
+    bare = re.search(r"\$value -notmatch '(.*?)'\)", SCRIPT)
+    assert bare is not None
+    made = []
+    for line in ran.out.splitlines() if ran.status == 0 else []:
+        value, _, tip = line.partition("\t")
+        quoted = value if re.match(bare[1], value) else "'" + value.replace("'", "''") + "'"
+        made.append((quoted, value, "ParameterValue", tip or value))
+    return made
+
+
+def test_powershell_takes_what_it_is_given(apd: Apd, tmp_path: Path) -> None:
+    """No argument of a CompletionResult may be empty; Tab replaces a word by the first of them."""
+    folder = tmp_path / "config" / "profiles"
+    folder.mkdir(parents=True)
+    for name in ("it's mine", "übung", "plain"):
+        text = 'description = "größer"\n[denoiser]\nmodel = "x"\n'
+        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+    found = {value: rest for value, *rest in results(apd, "apd", "generate", "-p", "")}
+    assert found["plain"] == ["plain", "ParameterValue", "größer"]
+    assert found["übung"] == ["übung", "ParameterValue", "größer"]
+    assert found["'it''s mine'"] == ["it's mine", "ParameterValue", "größer"]
+    assert results(apd, "apd", "generate", "--profile=it's m")[0][:2] == (
+        "'--profile=it''s mine'",
+        "--profile=it's mine",
+    )
+    every = [
+        ("gen",),
+        ("",),
+        ("generate", "--"),
+        ("generate", "-"),
+        ("chat", "-"),
+        ("tune", "-S", ""),
+    ]
+    every += [("generate", "-W", ""), ("generate", "-O", ""), ("--show-completion", "")]
+    for words in every:
+        made = results(apd, "apd", *words)
+        assert made, words
+        for result in made:
+            assert all(result), words
+            assert not any(c in "".join(result) for c in "\r\n\t\x1b")
+
+
+def test_powershell_leaves_nothing_behind() -> None:
+    """What a script block of Register-ArgumentCompleter -Native gets, and what this one undoes."""
+    assert "Register-ArgumentCompleter -Native -CommandName apd -ScriptBlock {" in SCRIPT
+    assert "param($wordToComplete, $commandAst, $cursorPosition)" in SCRIPT
+    work, _, undone = SCRIPT.partition("} finally {")
+    set_here = set(re.findall(r"\$env:(\w+) = ", work))
+    assert set_here == {"COMP_WORDS", "COMP_CWORD", "_APD_COMPLETE"}
+    # $null takes a variable away in every version; '' leaves it there, empty, from 7.5 on
+    chain = re.search(r"^ +((?:\$env:\w+ = )+)\$null$", undone, re.MULTILINE)
+    assert chain is not None
+    assert set(re.findall(r"\$env:(\w+)", chain[1])) == set_here
+    assert "$global:LASTEXITCODE = $status" in undone
+    assert "$global:LASTEXITCODE" not in work  # strict mode: an error where nothing has run yet
+    assert SCRIPT.isascii()  # Windows PowerShell 5.1 reads a file without a mark as ANSI
+    assert SCRIPT.count("{") == SCRIPT.count("}")
 
 
 def test_a_profile_cannot_drive_the_shell(apd: Apd, tmp_path: Path) -> None:
