@@ -8,7 +8,6 @@ small copies to make before a replay and nothing else to launch.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -26,6 +25,9 @@ from apdcli.models.packed import Packed, PackedLayer
 BUCKETS = (1, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
 # Keys that a graph attends to: this, doubled until it is enough. Room for texts grows by it, too.
 KEYS = 256
+# Positions behind a text where the padding of windows is written, all of it to the first: as many
+# as kernels that take a mask want a number of keys to be a multiple of.
+SPARE = 8
 # Columns of logits, so that rows begin where fast kernels like them to.
 COLUMNS = 64
 
@@ -36,7 +38,7 @@ class Window(NamedTuple):
     """Where the positions that are run stand, and what they see.
 
     Attributes:
-        positions: [T] int64.
+        positions: [T] int64; that of all padding is the first behind the text.
         cos, sin: [T, head_dim], see `Packed.project`.
         mask: [groups * T, keys], 0 or -inf; `groups` query heads share a key.
     """
@@ -101,7 +103,7 @@ class Buffers:
     """What one network's graphs read and write; lent to one generation at a time.
 
     Attributes:
-        cache: with room for a padded window at its end.
+        cache: with room for the padding of a window behind the longest text.
         tokens: [largest bucket] int64, the window.
         draft: [largest bucket] int64, what the verifier is to judge.
         facts: [4] int64: where the window begins in the text, the first of its outputs whose
@@ -135,6 +137,9 @@ class Buffers:
         device, largest = weight.device, BUCKETS[-1]
         room = room_for(capacity)
         cos, sin = packed.rope(0, min(room, config.max_positions))
+        if len(cos) < room:  # nothing stands behind the context but padding, which needs some angle
+            behind = (0, 0, 0, room - len(cos))
+            cos, sin = F.pad(cos, behind), F.pad(sin, behind)
 
         def ids(size: int) -> Tensor:
             return torch.zeros(size, dtype=torch.int64, device=device)
@@ -195,8 +200,8 @@ class Buffers:
 
 
 def needed_for(capacity: int) -> int:
-    """Positions that texts of `capacity` take with the padding of a window at their end."""
-    return capacity + max(b - a for a, b in itertools.pairwise(BUCKETS))
+    """Positions that texts of `capacity` take with the padding of a window behind them."""
+    return capacity + SPARE
 
 
 def room_for(capacity: int) -> int:
@@ -204,9 +209,8 @@ def room_for(capacity: int) -> int:
 
     In steps that are small beside it, so that texts of about one length share buffers.
     """
-    needed = needed_for(capacity)
-    step = max(KEYS, (1 << needed.bit_length() - 1) // 16)
-    return math.ceil(needed / step) * step
+    step = max(KEYS, (1 << capacity.bit_length() - 1) // 16)
+    return needed_for(math.ceil(capacity / step) * step)
 
 
 def answer(
@@ -230,9 +234,9 @@ def answer(
         layer: in place of :func:`run_layer`.
     """
     start, first, end, _ = b.facts.unbind()
-    positions = b.up[:padded] + start
-    where = positions.clamp_max(len(b.cos) - 1)  # padding may stand after the context's end
-    window = Window(positions, b.cos[where], b.sin[where], _mask(packed, positions, end, keys))
+    positions = torch.minimum(b.up[:padded] + start, end)
+    mask = _mask(packed, positions, end, keys)
+    window = Window(positions, b.cos[positions], b.sin[positions], mask)
     x = F.embedding(b.tokens[:padded], packed.embedding)
     run = layer or functools.partial(run_layer, packed)
     for weights, k, v in zip(packed.layers, b.cache.keys, b.cache.values, strict=True):

@@ -147,24 +147,31 @@ class Packed:
     ) -> Tensor:
         """A layer over many positions, some at a time: what they need is several times x.
 
-        First everyone's keys and values, then the outputs of those `asking`, written over x.
+        First everyone's keys and values, then the outputs of those `asking`, written over x. A
+        GPU's flash kernel takes causal queries as a whole, or else with a mask: so these are made
+        with their keys, and wait.
 
         Returns:
             x [asking, hidden].
         """
         cos, sin = turns
         queries = self.heads * self.head_dim
+        whole = self.net.config.causal and not self.plain
+        early = (None, None) if whole else (slice(queries, None), self.kv_heads)
+        q = x.new_empty(self.heads if whole else 0, len(x), self.head_dim)
         for begin in range(0, len(x), self._rows):
             rows = slice(begin, begin + self._rows)
-            new[:, rows] = self._by_head(
-                layer, x[rows], cos[rows], sin[rows], slice(queries, None), self.kv_heads
-            )
-        x, cos, sin = x[asking], cos[asking], sin[asking]
-        # A GPU's flash kernel takes causal queries as a whole, or else with a mask.
-        whole = self.net.config.causal and not self.plain
-        step = max(1, len(x)) if whole else self._rows
-        for begin in range(0, len(x), step):
-            rows = slice(begin, begin + step)
+            by_head = self._by_head(layer, x[rows], cos[rows], sin[rows], *early)
+            new[:, rows] = by_head[-2 * self.kv_heads :]
+            q[:, rows] = by_head[: len(q)]
+            del by_head
+        x, cos, sin, q = x[asking], cos[asking], sin[asking], q[:, asking]
+        if whole:
+            x.addmm_(self.attend(q, *seen, start + asking.start), layer.out)
+            del q
+            return self.mlp(layer, x)
+        for begin in range(0, len(x), self._rows):
+            rows = slice(begin, begin + self._rows)
             part = x[rows]
             q = self._by_head(layer, part, cos[rows], sin[rows], slice(0, queries), self.heads)
             part.addmm_(self.attend(q, *seen, start + asking.start + begin), layer.out)

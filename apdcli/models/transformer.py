@@ -164,8 +164,8 @@ class Transformer(nn.Module):
         """Cosines and sines of positions [start, end), each [end - start, head_dim]."""
         if end > self.config.max_positions:
             raise ValueError(f"position {end - 1}: the context is {self.config.max_positions}")
-        if end > len(self.cos):
-            self._grow_rope(min(self.config.max_positions, 2 * end), self.cos.device)
+        if end > len(self.cos):  # an eighth more, so that a text that grows makes few tables
+            self._grow_rope(min(self.config.max_positions, end + end // 8), self.cos.device)
         return self.cos[start:end].to(dtype), self.sin[start:end].to(dtype)
 
     def init_weights(self, generator: torch.Generator, std: float = 0.02) -> None:

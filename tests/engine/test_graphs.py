@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from apdcli.engine import fused, graphs, static
 from apdcli.engine.choice import make_models
 from apdcli.engine.eager import banned_ids
 from apdcli.engine.graphs import GraphDenoiser, GraphVerifier
-from apdcli.engine.static import BUCKETS, needed_for, room_for
+from apdcli.engine.static import needed_for, room_for
 from apdcli.load.weights import load_transformer
 from tests.conftest import DATA, EOS, MASK, VOCAB, Nets
 
@@ -83,6 +84,9 @@ def by_kernels(function: Callable[[], Tensor], device: object, pool: object) -> 
         return made
 
     return replay
+
+
+close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
 
 
 def argmax(logits: Tensor) -> Tensor:
@@ -273,10 +277,50 @@ def test_room_for_a_text(capacity: int) -> None:
     assert room >= needed_for(capacity)
     assert room % 8 == 0  # kernels that take a mask ask for it
     assert room - needed_for(capacity) < max(256, capacity / 8)
-    for n in range(1, BUCKETS[-1] + 1):
-        padded = static.bucket(n)
-        assert padded is not None
-        assert capacity - n + padded <= needed_for(capacity)  # a window at the text's end
+    assert needed_for(capacity) > capacity  # the padding of a window at the text's end
+
+
+def test_a_power_of_two_takes_hardly_more_than_itself() -> None:
+    for capacity in (256, 1024, 4096, 32768):
+        assert room_for(capacity) == capacity + static.SPARE
+
+
+def test_a_text_that_fills_the_context(own: Nets, nets: Nets) -> None:
+    """Behind it stands the padding of the last windows, which has no angle of its own."""
+    for net in (own.denoiser, own.verifier):
+        assert net is not None
+        net.config = replace(net.config, max_positions=256)
+        net.refresh_rope("cpu")
+    tokens = torch.tensor([5 + n % 400 for n in range(256)])
+    mine, eager = (
+        make_models(engine, one.denoiser, one.verifier, BANNED, 256)
+        for engine, one in (("graphs", own), ("eager", nets))
+    )
+    assert isinstance(mine.denoiser, GraphDenoiser)
+    assert len(mine.denoiser.buffers.cos) == mine.denoiser.cache.capacity == 256 + static.SPARE
+    assert mine.verifier is not None
+    assert eager.verifier is not None
+    with torch.inference_mode():
+        for start, end in ((0, 230), (229, 256)):  # the latter runs 27 positions, padded to 32
+            given = tokens[:end], start, end - 20
+            close(mine.denoiser.logits(*given), eager.denoiser.logits(*given))
+            close(mine.verifier.logits(*given[::2]), eager.verifier.logits(*given[::2]))
+            for pair in (mine, eager):
+                assert pair.verifier is not None
+                pair.verifier.crop(229)
+    assert len(mine.denoiser.buffers.graphs) == 2
+
+
+def test_padding_writes_to_one_place_behind_the_text(own: Nets) -> None:
+    one, events = generation(own, "graphs", [5 + n for n in range(30)])
+    next(events)
+    for model in (one.denoiser, one.verifier):
+        both = model.buffers.cache.both
+        both.fill_(7.0)
+        model.buffers.load(torch.arange(5, 26), 10, 10)
+        static.answer(model.packed, model.buffers, model.packed.head, 24, 8, 256)
+        written = (both != 7.0).any(dim=(0, 1, 2, 4)).nonzero().flatten()
+        assert written.tolist() == list(range(10, 22))  # eleven positions, and one behind them
 
 
 def test_shorter_buffers_are_dropped_when_a_longer_text_comes(own: Nets) -> None:

@@ -69,6 +69,30 @@ def test_any_forward_is_the_plain_one(
             torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@torch.inference_mode()
+def test_any_forward_is_the_plain_one_by_fused_kernels(causal: bool) -> None:
+    """As on a GPU: attention, norms and MLPs by the functions that have kernels there."""
+    plain, fused = network(causal), packed(network(causal))
+    fused.plain = False
+    fused._rows = 96
+    caches = KVCache(plain.config, 1100), KVCache(plain.config, 1100)
+    ids = torch.randint(0, 40, (1100,), generator=torch.Generator().manual_seed(1))
+    for start, length, (first, last) in FORWARDS:
+        for cache in caches:
+            cache.crop(start)
+        tokens = ids[start : start + length]
+        whole = plain.hidden(tokens[None], start, caches[0])[0]
+        some = fused.hidden(tokens, start, caches[1], first, last)
+        torch.testing.assert_close(some, whole[first:last], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            caches[1].both[..., : start + length, :],
+            caches[0].both[..., : start + length, :],
+            atol=1e-4,
+            rtol=1e-4,
+        )
+
+
 @torch.inference_mode()
 def test_a_network_may_come_to_look_back_only() -> None:
     both_ways, back = network(False), network(False)
