@@ -224,12 +224,15 @@ def _steps(settings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _footing(result: Mapping[str, Any]) -> str:
-    lines = ["Medians over repeats; in brackets the middle half (all, where fewer than 4)."]
-    ratio = result["settings"][-1]["summary"]["ratio"]
-    if ratio and len(result["settings"]) > 1:
-        lines.append(
-            f"Ratios are within a repeat; in brackets a {100 * ratio['confidence']:.0f} % interval."
-        )
+    last = result["settings"][-1]["summary"]
+    ratio = last["ratio"]
+    if last["tokens_per_second"]["count"] == 1:
+        lines = ["One repeat: no spread and no interval; --repeats 5 gives both."]
+    else:
+        lines = ["Medians over repeats; in brackets the middle half (all, where fewer than 4)."]
+        if ratio and len(result["settings"]) > 1:
+            sure = f"a {100 * ratio['confidence']:.0f} % interval"
+            lines.append(f"Ratios are within a repeat; in brackets {sure}.")
     lines.append(_rates(result["rates"]))
     lines.append(f"Again: {result['command']}")
     return "\n".join(lines)

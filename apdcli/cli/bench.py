@@ -108,6 +108,12 @@ _OWN = (
         "BYTES,FLOP",
     ),
     Flag("json", ("--json",), OUTPUT, "One JSON object on stdout, not tables."),
+    Flag(
+        "markdown",
+        ("--markdown",),
+        OUTPUT,
+        "Tables as Markdown on a terminal, too; a pipe or a file always gets them so.",
+    ),
     Flag("output", ("-o", "--output"), OUTPUT, "Also write the JSON object there.", "FILE.json"),
     Flag("plot", ("--plot",), OUTPUT, "Also draw it, as .svg or .png.", "FILE"),
 )
@@ -190,6 +196,7 @@ class Job:
     no_split: bool
     floor_only: bool
     json: bool
+    markdown: bool
     output: str | None
     plot: str | None
     quiet: bool
@@ -229,6 +236,8 @@ class Job:
 def _check_together(prompts: Sequence[str], values: Mapping[str, Any]) -> None:
     if prompts and values["task"] is not None:
         raise UsageError(f"prompts and --task exclude each other; {HINT}")
+    if values["json"] and values["markdown"]:
+        raise UsageError(f"--json and --markdown exclude each other; {HINT}")
     if values["limit"] is not None and prompts:
         raise UsageError(f"--limit goes with a task, not with prompts; {HINT}")
     if values["shapes"] is not None:

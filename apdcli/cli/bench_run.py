@@ -18,6 +18,7 @@ from apdcli.cli.progress import Progress
 from apdcli.cli.prompt import STDIN, read_text
 from apdcli.cli.variables import note_unknown
 from apdcli.errors import UsageError
+from apdcli.render.terminal import is_terminal
 
 if TYPE_CHECKING:
     from apdcli.bench.benchmark import Order
@@ -50,12 +51,22 @@ def run(job: Job, context: Context) -> int:
                 return INTERRUPTED
             result, text = measured, _tables(measured)
         written = json.dumps(result)
-        context.print(written if job.json else text.rstrip("\n"))
+        _show(written if job.json else text.rstrip("\n"), job, context)
         if target is not None:
             target.write(written + "\n")
     if job.plot is not None:
         _draw(result, job.plot)
     return 0 if result["complete"] else INTERRUPTED
+
+
+def _show(text: str, job: Job, context: Context) -> None:
+    """Print what was found: on a terminal its tables are laid out."""
+    if job.json or job.markdown or not is_terminal(context.stdout):
+        context.print(text)
+        return
+    from apdcli.cli.tables import show_markdown
+
+    show_markdown(text, context)
 
 
 def _resolve(job: Job, context: Context) -> tuple[Profile, Shapes | None, tuple[Contender, ...]]:

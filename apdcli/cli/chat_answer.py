@@ -6,10 +6,11 @@ The same for people and for scripts, who differ in the view. Knows no commands.
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apdcli.cli.generate import Layout, View, decoded, open_trace, view_state
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from apdcli.chat.talk import Talk
+    from apdcli.cli.chat_knobs import Knobs
+    from apdcli.cli.context import Context
     from apdcli.cli.signals import Signals
     from apdcli.engine.conversation import TurnRequest
     from apdcli.engine.session import Generation
@@ -128,3 +131,47 @@ def answer(
         except OutputError as error:
             return Answered(done, state, unsaved=error)
         return Answered(done, state, renamed)
+
+
+class Answering(ABC):
+    """A conversation, its settings and its traces, and how a turn in it is answered.
+
+    Who reads along decides how an answer is shown and whether the rest is told.
+    """
+
+    def __init__(self, talk: Talk, knobs: Knobs, context: Context, tracing: Tracing) -> None:
+        self.talk = talk
+        self.knobs = knobs
+        self.context = context
+        self.tracing = tracing
+
+    @abstractmethod
+    def view(self, state: ViewState) -> AbstractContextManager[View]:
+        """What shows an answer on the way."""
+
+    @abstractmethod
+    def note_left_out(self, count: int) -> None:
+        """The context is full: from now on the models no longer see the first `count` messages."""
+
+    def settings(self, **own: Any) -> Settings:
+        """Every setting of the next answer, with the session's system message under its `own`."""
+        system = self.talk.session.system
+        kept = {} if system is None else {"system": system}
+        return self.knobs.settings(**{**kept, **own})
+
+    def reply(
+        self, request: TurnRequest, settings: Settings, typed: str | None = None
+    ) -> tuple[Answered, list[OutputError]]:
+        """A turn as by :func:`answer`, and what could not be written of it."""
+        if request.left_out > self.talk.conversation.left_out:
+            self.note_left_out(request.left_out)
+        done = answer(
+            self.talk,
+            request,
+            settings,
+            open_view=self.view,
+            signals=self.context.signals,
+            tracing=self.tracing,
+            typed=typed,
+        )
+        return done, [e for e in (done.unsaved, self.tracing.failure) if e is not None]

@@ -10,12 +10,13 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from apdcli.cli.chat_answer import Answered, Tracing, answer
+from apdcli.cli.chat_answer import Answered, Answering, Tracing
 from apdcli.cli.generate import INTERRUPTED, View
 from apdcli.cli.lines import Asked, Line, id_of, read_line
 from apdcli.cli.main import FAILED, outcome
 from apdcli.errors import InputError, reason
 from apdcli.render.terminal import is_terminal
+from apdcli.words import plural
 
 if TYPE_CHECKING:
     from apdcli.chat.talk import Talk
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _MOST_BYTES = 64 * 2**20
 
 
-class Lines:
+class Lines(Answering):
     """The conversation as a script sees it."""
 
     def __init__(
@@ -41,10 +42,7 @@ class Lines:
         verbose: bool,
         tracing: Tracing,
     ) -> None:
-        self.talk = talk
-        self.knobs = knobs
-        self.context = context
-        self.tracing = tracing
+        super().__init__(talk, knobs, context, tracing)
         self._json = as_json
         self._streams = streams
         self._verbose = verbose
@@ -77,33 +75,23 @@ class Lines:
     def _is_object(self, line: Line) -> bool:
         return self._json and line.data.lstrip().startswith(b"{")
 
+    def note_left_out(self, count: int) -> None:
+        """Where it was asked for."""
+        if self._verbose:
+            self.context.say(f"the context is full: the first {plural(count, 'message')} left out")
+
     def _answer(self, line: Line, asked: Asked) -> str:
-        settings = self._settings(asked)
+        settings = self.settings(**asked.settings)
         assert isinstance(asked.prompt, str)
-        request = self.talk.prepare(asked.prompt, settings)
-        if request.left_out > self.talk.conversation.left_out and self._verbose:
-            self.context.say(f"the context is full: the first {request.left_out} are left out")
-        done = answer(
-            self.talk,
-            request,
-            settings,
-            open_view=self._view,
-            signals=self.context.signals,
-            tracing=self.tracing,
-        )
+        done, failures = self.reply(self.talk.prepare(asked.prompt, settings), settings)
         self._deliver(line, asked, settings, done)
-        for error in (done.unsaved, self.tracing.failure):
-            if error is not None:
-                raise error
+        for error in failures:
+            raise error
         return done.generation.finish_reason
 
-    def _settings(self, asked: Asked) -> Settings:
-        system = self.talk.session.system
-        kept = {} if system is None else {"system": system}
-        return self.knobs.settings(**{**kept, **asked.settings})
-
     @contextlib.contextmanager
-    def _view(self, state: ViewState) -> Iterator[View]:
+    def view(self, state: ViewState) -> Iterator[View]:
+        """The text as it is settled, or nothing until it is whole."""
         if not self._streams:
             yield state.apply
             return

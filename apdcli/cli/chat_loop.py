@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from apdcli.chat.commands import is_command, parse_command
 from apdcli.chat.files import TextFile, files_in, joined, no_files_in, with_files
 from apdcli.chat.screen import PROMPT, answer_line
-from apdcli.cli.chat_answer import Answered, Tracing, answer
+from apdcli.cli.chat_answer import Answered, Answering, Tracing
 from apdcli.cli.generate import View
 from apdcli.cli.main import outcome
 from apdcli.errors import ApdError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from apdcli.chat.talk import Talk
     from apdcli.cli.chat_knobs import Knobs
     from apdcli.cli.context import Context
+    from apdcli.engine.conversation import TurnRequest
     from apdcli.load.settings import Settings
     from apdcli.render import ViewState
 
@@ -35,7 +36,7 @@ _LEFT_OUT = (
 )
 
 
-class Loop:
+class Loop(Answering):
     """The conversation as a person sees it.
 
     Attributes:
@@ -55,12 +56,9 @@ class Loop:
         live: bool = True,
         quiet: bool = False,
     ) -> None:
-        self.talk = talk
-        self.knobs = knobs
-        self.context = context
+        super().__init__(talk, knobs, context, Tracing())
         self.screen = screen
         self.reader = reader
-        self.tracing = Tracing()
         self.pending: list[TextFile] = []
         self.markdown = False
         self.draft = ""
@@ -148,11 +146,6 @@ class Loop:
         with self._turn(), self.talk.replacing():
             self._answer(self.talk.prepare(message, settings), settings, typed)
 
-    def settings(self, **own: Any) -> Settings:
-        """Every setting of the next answer, with the session's system message."""
-        system = self.talk.session.system
-        return self.knobs.settings(**({} if system is None else {"system": system}), **own)
-
     def _read(self) -> str:
         """What is typed next; the keys' echo is off since the answer, so that no ^C is drawn."""
         draft, self.draft = self.draft, ""
@@ -176,25 +169,14 @@ class Loop:
         rows = sum(1 + (width(line) + len(PROMPT)) // max(2, columns) for line in draft.split("\n"))
         return rows <= height // 2
 
-    def _answer(self, request: Any, settings: Settings, typed: str | None) -> Answered:
-        newly_out = request.left_out > self.talk.conversation.left_out
-        if newly_out and not self.quiet:
-            count = request.left_out
+    def note_left_out(self, count: int) -> None:
+        """Once for each time that some are."""
+        if not self.quiet:
             what = "message and its answer" if count == 1 else f"{count} messages with answers"
             self.screen.note(_LEFT_OUT.format(what))
-        done = answer(
-            self.talk,
-            request,
-            settings,
-            open_view=self._view,
-            signals=self.context.signals,
-            tracing=self.tracing,
-            typed=typed,
-        )
-        self._conclude(done)
-        return done
 
-    def _conclude(self, done: Answered) -> None:
+    def _answer(self, request: TurnRequest, settings: Settings, typed: str | None) -> Answered:
+        done, failures = self.reply(request, settings, typed)
         screen = self.screen
         if not done.kept:
             screen.note("stopped before the first token; nothing was added")
@@ -205,14 +187,14 @@ class Loop:
                 "another apd has changed this session since: this conversation goes on as "
                 f"{done.renamed}"
             )
-        for error in (done.unsaved, self.tracing.failure):
-            if error is not None:
-                screen.error(str(error))
+        for error in failures:
+            screen.error(str(error))
         if self.tracing.failure is not None:
             self.tracing.turn_off()
+        return done
 
     @contextlib.contextmanager
-    def _view(self, state: ViewState) -> Iterator[View]:
+    def view(self, state: ViewState) -> Iterator[View]:
         """The live view, or with Markdown one that goes away and leaves the answer set in it."""
         context, out = self.context, self.context.out
         if not (self.markdown and self._live and can_draw(out, context.environ)):

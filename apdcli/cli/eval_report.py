@@ -14,7 +14,8 @@ from apdcli.cli import options
 from apdcli.cli.context import Context
 from apdcli.cli.eval_options import Job
 from apdcli.cli.report import placed, versions
-from apdcli.render.terminal import is_terminal, stream_size
+from apdcli.cli.tables import Page, Sheet
+from apdcli.render.terminal import is_terminal
 from apdcli.tasks.aup import Point, accuracy_under_parallelism, counted
 from apdcli.tasks.load import is_file
 from apdcli.tasks.metrics import Interval, paired_difference
@@ -136,19 +137,17 @@ def _numbers(summary: Summary, measure: str) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A table of texts; the first column is left-aligned, and all of a sheet without heads."""
-
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 def show(found: Found, heading: str, context: Context) -> None:
     """Print the result: drawn on a terminal, aligned text elsewhere."""
     sheets, last = _sheets(found)
     if is_terminal(context.stdout):
-        _draw(sheets, heading, last, context)
+        page = Page(context)
+        page.text(heading, style="bold")
+        for sheet in sheets:
+            page.text("")
+            page.sheet(sheet)
+        if last:
+            page.text(f"\n{last}")
         return
     context.print("\n\n".join([heading, *map(_aligned, sheets), *([last] if last else [])]))
 
@@ -234,33 +233,8 @@ def _s(seconds: float) -> str:
 
 
 def _aligned(sheet: Sheet) -> str:
-    lines = [*([sheet.heads] if sheet.heads else []), *sheet.rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    widths = [max(map(len, column)) for column in zip(*sheet.lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(wide) for cell, wide in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+        for line in sheet.lines
     )
-
-
-def _draw(sheets: Sequence[Sheet], heading: str, last: str, context: Context) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from apdcli.render.safe import visible
-
-    out = context.out
-    width = stream_size(out)()[0]
-    console = Console(file=out, width=width, _environ=dict(context.environ), highlight=False)
-    console.print(Text(visible(heading), style="bold"))
-    for sheet in sheets:
-        table = Table(box=box.SIMPLE_HEAD, show_header=bool(sheet.heads), padding=(0, 1, 0, 0))
-        for place, head in enumerate(sheet.heads or ("", "")):
-            right = bool(sheet.heads) and place > 0
-            table.add_column(Text(head), justify="right" if right else "left")
-        for row in sheet.rows:
-            table.add_row(*(Text(visible(cell)) for cell in row))
-        console.print(table)
-    if last:
-        console.print(Text(last))

@@ -97,6 +97,19 @@ def test_weights_of_fewer_bits_are_told(result: dict[str, Any]) -> None:
     assert last[2:] == ["30.4 GB", "4.70 GB"]
 
 
+def test_one_repeat_has_no_interval(result: dict[str, Any]) -> None:
+    for made in result["settings"]:
+        of = made["summary"]
+        for name in ("tokens_per_second", "tokens_per_step", "step_s", "first_text_s"):
+            of[name] |= {"count": 1, "low": of[name]["median"], "high": of[name]["median"]}
+        middle = of["ratio"]["median"]
+        of["ratio"] = {"median": middle, "low": middle, "high": middle, "confidence": 0.0}
+    text = tables(result)
+    assert "0 %" not in text
+    assert "in brackets" not in text
+    assert "One repeat: no spread and no interval; --repeats 5 gives both.\n" in text
+
+
 def test_what_is_not_there_is_left_out(result: dict[str, Any]) -> None:
     result["complete"] = False
     result["accept"] = 5

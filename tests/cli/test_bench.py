@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,26 @@ def test_a_table_on_stdout_and_nothing_else(apd: Apd, profile: Path) -> None:
         "setting", "left_to_right", "apd", "ms a step", "left_to_right", "apd",
     ]  # fmt: skip
     assert "2 prompts of" in ran.out
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_terminal_gets_tables_as_wide_as_it_is(
+    apd: Apd, profile: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apdcli.cli.tables.stream_size", lambda _: lambda: (columns, 24))
+    args = ("--strategies", "left_to_right,apd", "the cat", "-q", "--repeats", "1")
+    ran = bench(apd, profile, *args, terminal=True)
+    assert ran.status == 0
+    *lines, again = re.sub(r"\x1b\[\d*m", "", ran.out).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert not [line for line in lines if line.startswith("|")]
+    assert again.startswith("Again: apd bench ")  # whole, to be copied
+    words = " ".join(lines).split()
+    assert {"left_to_right", "tokens/s", "step/floor"} <= set(words)
+    assert "One repeat: no spread and no interval" in " ".join(words)
+    raw = bench(apd, profile, *args, "--markdown", terminal=True)
+    rows = [line for line in raw.out.splitlines() if line.startswith("| ")]
+    assert len(rows) == 8
 
 
 def test_json_and_the_file_are_the_same(apd: Apd, profile: Path, tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_a_bare_sweep_takes_the_strategys_values(apd: Apd) -> None:
 def test_a_sweep_names_its_values_as_options_do() -> None:
     assert swept_values("max-lookahead=8,all", "mixture_weight") == ("max_lookahead", [8, "all"])
     assert swept_values("0.5,0.5,1", "mixture_weight") == ("mixture_weight", [0.5, 1])
-    with pytest.raises(UsageError, match=r"--sweep 0.5,: mixture_weight : it must be"):
+    with pytest.raises(UsageError, match=r"--sweep 0.5,: mixture_weight '': it must be"):
         swept_values("0.5,", "mixture_weight")
 
 
