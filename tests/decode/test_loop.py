@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from apdcli.decode.loop import decode
-from apdcli.decode.params import make_params
+from apdcli.decode.params import STRATEGIES, make_params
 from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Commit, Finished, Pair, StepEvent
 from apdcli.engine.choice import make_models
@@ -133,20 +133,24 @@ def test_counts_what_strategies_ask_of_the_models(nets: Nets) -> None:
     assert last.tokens_forwarded == 2 * (4 + 3 + 1)
 
 
-@pytest.mark.parametrize("engine", ["eager", "fast", "graphs"])
+@pytest.mark.parametrize(
+    ("strategy", "engine"),
+    [("apd", "fast"), ("apd", "graphs"), *((strategy, "eager") for strategy in STRATEGIES)],
+)
 @pytest.mark.parametrize("steps", [1, None])
 def test_models_go_with_the_last_reference_to_them(
-    nets: Nets, engine: str, steps: int | None
+    nets: Nets, strategy: str, engine: str, steps: int | None
 ) -> None:
     """Not when the garbage collector comes by: their caches may fill a device."""
-    shared, own = make_params("apd", max_tokens=8, max_lookahead=4)
+    values = {"block_length": "all"} if strategy == "dico" else {}
+    shared, own = make_params(strategy, max_tokens=8, **values)
     banned = banned_ids([5, 6, 7], VOCAB, "cpu")
     gc.collect()
     gc.disable()
     try:
         pair = make_models(engine, nets.denoiser, nets.verifier, banned, 16)
         assert hasattr(pair.verifier, "accept") == (engine == "graphs")
-        events = decode(Canvas.blank([5, 6], 8, MASK), make_strategy("apd", shared, own), pair)
+        events = decode(Canvas.blank([5, 6], 8, MASK), make_strategy(strategy, shared, own), pair)
         for _ in zip(events, range(steps or 99), strict=False):
             pass
         models = [weakref.ref(model) for model in (pair.denoiser, pair.verifier)]

@@ -35,29 +35,47 @@ class View:
     ids: dict[int, int]
 
 
-class Dico(AnyOrder):
+class Dico:
     """Divide a block into clusters around seeds, conquer them in parallel, finalize the rest."""
 
     def __init__(
         self, shared: DecodeParams, own: DicoParams, device: torch.device | str = "cpu"
     ) -> None:
-        super().__init__(shared, own, device)
-        self.p = own
-        self.forwards = 0
-        self.idle_forwards = 0  # in a row, without a commit
+        self.early_stop = own.early_stop
+        self._given = shared, own, device
         self._commits: Iterator[Commit] | None = None
 
     def step(self, canvas: Canvas, pair: Pair) -> Commit:
         """The next forward's commit; between two of them the loop has written the last one."""
         if self._commits is None:
-            self._commits = self._response(canvas, pair)
+            # Whose commits they are stands apart: an iterator over this object's own would hold
+            # it and be held by it, and the models' caches with them.
+            self._commits = _Response(*self._given, canvas, pair).commits()
         return next(self._commits)
 
-    def _response(self, canvas: Canvas, pair: Pair) -> Iterator[Commit]:
+
+class _Response(AnyOrder):
+    """The algorithm at work on one canvas."""
+
+    def __init__(
+        self,
+        shared: DecodeParams,
+        own: DicoParams,
+        device: torch.device | str,
+        canvas: Canvas,
+        pair: Pair,
+    ) -> None:
+        super().__init__(shared, own, device)
+        self.p = own
         self.canvas, self.pair = canvas, pair
         self.response = canvas.masked_left  # text between gaps is no part of it
+        self.forwards = 0
+        self.idle_forwards = 0  # in a row, without a commit
+
+    def commits(self) -> Iterator[Commit]:
+        """One a forward, block after block."""
         while True:
-            self.b0, self.b1 = self.block(canvas)
+            self.b0, self.b1 = self.block(self.canvas)
             self.B = len(self._masked())
             yield from self._one_block()
 
