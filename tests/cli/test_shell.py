@@ -128,8 +128,9 @@ def test_help_has_nowhere_to_go_when_stdout_is_closed(environ: dict[str, str]) -
         done = subprocess.run(["sh", "-c", code], env=environ, capture_output=True, text=True)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), words
         assert done.stderr.startswith("apd: standard output is closed")
-        done = subprocess.run(["sh", "-c", f"{code} 2>&-"], env=environ, capture_output=True)
-        assert (done.returncode, done.stderr) == (1, b""), words
+        both = ["sh", "-c", f"{code} 2>&-"]
+        done = subprocess.run(both, env=environ, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (1, ""), words
 
 
 def test_ctrl_c_while_it_loads_ends_at_once(environ: dict[str, str], profile: Path) -> None:
