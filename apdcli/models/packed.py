@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from apdcli.models.cache import KVCache
 from apdcli.models.transformer import Layer, Transformer
 
-# Up to so many scores, plain matrix products beat the CPU's flash kernel. They are the largest
-# temporary of a step, so this bounds its memory, too.
+# Scores of causal queries that a CPU holds at once: by matrix products, for its flash kernel would
+# need a mask. They are the largest temporary of a step, so this bounds its memory, too.
 _SCORES = 280_000
 # Positions that go through a layer together: more take memory and gain no time.
 _CPU_ROWS, _GPU_ROWS = 256, 384
@@ -59,7 +59,7 @@ class Packed:
     Attributes:
         net: the network whose weights these are.
         head: [hidden, vocab].
-        plain: whether attention on this device is best done by plain matrix products.
+        plain: whether plain products and sums beat torch's fused functions, as on a CPU in float32.
     """
 
     def __init__(self, net: Transformer) -> None:
@@ -267,13 +267,11 @@ class Packed:
         if causal and k.shape[1] > at + length:
             k, v = k[:, : at + length], v[:, : at + length]
         causal = causal and length > 1
-        if self.plain:
-            rows = _SCORES // (self.heads * k.shape[1])
-            if causal:
-                rows = min(rows, _CAUSAL_ROWS)
+        if causal and self.plain:
+            rows = min(_SCORES // (self.heads * k.shape[1]), _CAUSAL_ROWS)
             if length <= rows:
-                return self._plain(q, k, v, causal)
-            if causal and at > 0 and rows > 1:  # the flash kernel would need a mask
+                return self._plain(q, k, v)
+            if at > 0 and rows > 1:  # the flash kernel would need a mask
                 few = rows // 2  # beside them stands a long text
                 parts = enumerate(torch.split(q, few, 1))
                 return torch.cat([self.attend(part, k, v, at + n * few) for n, part in parts])
@@ -282,18 +280,17 @@ class Packed:
         allowed = torch.ones(length, k.shape[1], dtype=torch.bool, device=q.device).tril_(at)
         return self.flash(q, k, v, allowed)
 
-    def _plain(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-        """`attend` by matrix products; causal queries are those of the last keys."""
+    def _plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` by matrix products; the queries are causal and those of the last keys."""
         length = q.shape[1]
         grouped = q.reshape(self.kv_heads, -1, self.head_dim)
         scale = self.head_dim**-0.5
         scores = torch.baddbmm(self._eps, grouped, k.transpose(1, 2), beta=0, alpha=scale)
-        if causal:
-            if self._later is None:  # whether a network is causal may change: see `bench.shapes`
-                side = (_CAUSAL_ROWS, _CAUSAL_ROWS)
-                self._later = torch.full(side, NEVER, device=q.device).triu_(1)
-            latest = scores.view(self.heads, length, -1)[:, :, -length:]
-            latest.add_(self._later[:length, :length])
+        if self._later is None:
+            side = (_CAUSAL_ROWS, _CAUSAL_ROWS)
+            self._later = torch.full(side, NEVER, device=q.device).triu_(1)
+        latest = scores.view(self.heads, length, -1)[:, :, -length:]
+        latest.add_(self._later[:length, :length])
         # The parts of a softmax: below e^-80 nothing counts beside the largest, which is 1, and
         # torch's own makes subnormal numbers, which cost dearly where they are not flushed.
         scores.sub_(scores.amax(-1, keepdim=True)).clamp_min_(-80.0).exp_()
