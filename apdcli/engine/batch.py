@@ -21,6 +21,7 @@ from apdcli.decode.types import Finished, StepEvent
 from apdcli.engine.batch_models import Answers, Ask, BatchPair, RowPair
 from apdcli.engine.batch_size import BatchSize, capacity_of, choose_size, out_of_memory
 from apdcli.engine.batch_turns import Turns
+from apdcli.engine.device import is_full
 from apdcli.engine.session import Generation, Request
 from apdcli.errors import ApdError
 
@@ -161,7 +162,9 @@ class _Batch:
         try:
             with torch.inference_mode():
                 answers = model.forward([wish for _, wish in chosen])
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_full(error):
+                raise
             raise out_of_memory(len(self.under_way)) from error
         for (row, _), answer in zip(chosen, answers, strict=True):
             row.go_on(answer)

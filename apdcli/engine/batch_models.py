@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from apdcli.decode.sampling import NEVER
 from apdcli.decode.types import Pair
 from apdcli.engine.eager import banned_ids, verifies_less
+from apdcli.engine.fast import forbid
 from apdcli.engine.pair import LoadedPair
 from apdcli.models.packed import packed
 from apdcli.models.rows import RowCache, Span, hidden_rows
@@ -71,7 +71,7 @@ class AllowedIds:
 
     def forbid(self, logits: Tensor) -> Tensor:
         """Set the others to -inf, in place: logits [rows, width]."""
-        return logits.index_fill_(1, self._banned, NEVER) if len(self._banned) else logits
+        return forbid(logits, self._banned)
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,9 @@ def row_bytes(requests: Sequence[Request]) -> int:
     """Memory that each row takes, at most: KV of its models, its logits, its activations.
 
     Of the logits, three arrays [drafted, vocab] in float32 are alive at once: the denoiser's, the
-    verifier's and their mixture. Activations are those of the first step, which runs the whole
-    prompt: in one layer, three arrays as wide as the MLP and eight as wide as the model.
+    verifier's, over which their mixture is written, and the noise of a row that samples.
+    Activations are those of the first step, which runs the whole prompt: in one layer, three
+    arrays as wide as the MLP and eight as wide as the model.
     """
     capacity, drafted = max(map(capacity_of, requests)), max(map(drafted_by, requests))
     first = max(len(r.prompt_ids) + drafted_by(r) for r in requests)

@@ -62,18 +62,21 @@ class Caches:
         Raises:
             DeviceError: no memory for larger caches.
         """
-        models = self._models
-        if models is None or length > self._capacity:
+        if self._models is None or length > self._capacity:
             # growing starts anew: with doubling that is one forward of the text in its lifetime
-            self._models, self._denoised, self._verified = None, [], []
-            room = max(_FIRST_ROOM, 2 * self._capacity, length)
-            self._capacity = min(room, self._pair.context)
-            models = self._models = self._pair.models(self._capacity)
+            grown = 0 if self._models is None else 2 * self._capacity
+            self._models, self._denoised, self._verified = None, [], []  # before their successors
+            room = min(max(_FIRST_ROOM, grown, length), self._pair.context)
+            self._models, self._capacity = self._pair.models(room), room
+        models = self._models
         # the last position's output predicts the first token of the answer, so it always runs
         kept = min(_common(self._denoised, ids), len(ids) - 1)
         models.denoiser.crop(kept)
+        self._denoised = list(ids[:kept])
         if models.verifier is not None:
-            models.verifier.crop(min(_common(self._verified, ids), len(ids) - 1))
+            seen = min(_common(self._verified, ids), len(ids) - 1)
+            models.verifier.crop(seen)
+            self._verified = list(ids[:seen])
         return models, len(ids) - kept
 
     def settle(self, canvas: Canvas, denoised: int) -> None:

@@ -83,6 +83,11 @@ def check_dtype(name: str, device: torch.device) -> None:
         raise DeviceError(f"dtype {name!r} is not supported by {device}; use --dtype {other}")
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether torch found no memory. For a CPU's it has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def no_room(error: BaseException, device: torch.device, what: str) -> DeviceError:
     """The one line for a full device: what was needed, what was free, what to lower.
 
@@ -96,9 +101,10 @@ def no_room(error: BaseException, device: torch.device, what: str) -> DeviceErro
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         sized += f"; {free / 2**30:.2f} of {total / 2**30:.2f} GiB are free"
+    elsewhere = "" if device.type == "cpu" else " or --device cpu"
     return DeviceError(
         f"{device} has no room for {what}{sized}); lower --max-tokens or -M, "
-        "shorten the prompt, or use --dtype bfloat16 or --device cpu"
+        f"shorten the prompt, or use --dtype bfloat16{elsewhere}"
     )
 
 

@@ -14,6 +14,11 @@ from apdcli.models.packed import Packed, packed
 from apdcli.models.transformer import Transformer
 
 
+def forbid(logits: Tensor, banned: Tensor) -> Tensor:
+    """Set the ids `banned` [k] to -inf, in place: logits [n, vocab]."""
+    return logits.index_fill_(1, banned, NEVER) if len(banned) else logits
+
+
 class FastModel(EagerModel):
     """What both models share: the packed network and its head, trimmed once.
 
@@ -24,8 +29,7 @@ class FastModel(EagerModel):
         super().__init__(net, banned, capacity)
         self.packed: Packed = packed(net)
         self._head = self.packed.head[:, : len(banned)]
-        ids = banned.nonzero().flatten()
-        self._banned_ids = ids if len(ids) else None
+        self._banned_ids = banned.nonzero().flatten()
 
     def outputs(self, tokens: Tensor, start: int, first: int, last: int) -> Tensor:
         """Logits [last - first, vocab] float32 of the outputs at positions [first, last).
@@ -38,9 +42,7 @@ class FastModel(EagerModel):
         ids = tokens[start:].to(self._head.device)
         hidden = self.packed.hidden(ids, start, self.cache, first - start, last - start)
         logits = torch.mm(hidden, self._head).float().to(self.banned.device)
-        if self._banned_ids is not None:
-            logits.index_fill_(1, self._banned_ids, NEVER)
-        return logits
+        return forbid(logits, self._banned_ids)
 
 
 class FastDenoiser(FastModel, EagerDenoiser):
@@ -60,7 +62,7 @@ class FastDenoiser(FastModel, EagerDenoiser):
 
 
 class FastVerifier(FastModel, EagerVerifier):
-    """A causal language model behind :class:`apdcli.decode.types.Verifier`."""
+    """A causal language model behind :class:`apdcli.decode.types.ThriftyVerifier`."""
 
     def logits(self, tokens: Tensor, first: int) -> Tensor:
         """See the protocol. Output j predicts position j + 1."""

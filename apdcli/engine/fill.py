@@ -17,7 +17,7 @@ from apdcli.decode.params import SHARED_FIELDS, make_params, strategy_info
 from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Finished, StepEvent
 from apdcli.engine.pair import LoadedPair
-from apdcli.engine.session import Generation, Request, Usage
+from apdcli.engine.session import Generation, Request, Usage, with_room
 from apdcli.errors import PromptError
 from apdcli.load.fill_settings import fill_settings
 from apdcli.load.settings import Settings
@@ -69,12 +69,13 @@ class FillRequest(Request):
         unwanted = pair.stop_ids | pair.tokenizer.special_ids  # nothing ends inside a text
         allowed = tuple(i for i in pair.allowed_ids if i not in unwanted)
         models = replace(pair, allowed_ids=allowed, verifier=None).models(len(self.ids))
-        return decode(
+        events = decode(
             Canvas.from_gaps(self.ids, models.denoiser.mask_id, pair.device),
             make_strategy(self.strategy, self.shared, self.own, pair.device),
             models,
             interrupted=interrupted,
         )
+        return with_room(events, pair.device, f"{len(self.ids)} positions")
 
     def summarize(self, steps: Sequence[StepEvent], last: Finished) -> Filled:
         """The result of the steps taken so far."""
@@ -83,15 +84,6 @@ class FillRequest(Request):
             self.pair.tokenizer.decode(placed[p] for p in range(s, s + self.gap) if p in placed)
             for s in self.starts
         ]
-        usage = Usage(
-            steps=last.steps,
-            denoiser_forwards=last.denoiser_forwards,
-            verifier_forwards=last.verifier_forwards,
-            tokens_forwarded=last.tokens_forwarded,
-            seconds=last.elapsed_s,
-            tokens_per_second=len(placed) / last.elapsed_s if last.elapsed_s > 0 else 0.0,
-            tokens_per_step=len(placed) / last.steps if last.steps else 0.0,
-        )
         woven = zip_longest(self.pieces, gaps, fillvalue="")
         return Filled(
             text="".join(piece + gap for piece, gap in woven),
@@ -99,7 +91,7 @@ class FillRequest(Request):
             prompt_tokens=sum(id_ is not None for id_ in self.ids),
             token_ids=[placed[position] for position in sorted(placed)],
             accepted=[step.accepted for step in steps],
-            usage=usage,
+            usage=Usage.of(last, len(placed)),
             gaps=gaps,
         )
 

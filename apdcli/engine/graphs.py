@@ -25,10 +25,9 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-from apdcli.decode.sampling import NEVER
 from apdcli.engine import fused
 from apdcli.engine.eager import EagerDenoiser, EagerVerifier
-from apdcli.engine.fast import FastDenoiser, FastModel, FastVerifier
+from apdcli.engine.fast import FastDenoiser, FastModel, FastVerifier, forbid
 from apdcli.engine.static import (
     BUCKETS,
     COLUMNS,
@@ -99,7 +98,7 @@ class GraphModel(FastModel):
                 raw = self._raw(tokens, start, first, last)
                 into = self.buffers.rows(bucket(len(raw)) or len(raw), raw.shape[1])
                 made = into[: len(raw), : len(self.banned)].copy_(raw[:, : len(self.banned)])
-                return _forbid(made, self._banned_ids)
+                return forbid(made, self._banned_ids)
             return self._replay_logits(tokens, start, first, last)
         except torch.OutOfMemoryError:
             raise
@@ -116,7 +115,7 @@ class GraphModel(FastModel):
 
         def logits() -> Tensor:
             answer(packed, buffers, head, padded, rows, keys, into)
-            return _forbid(into[:, :vocab], banned)
+            return forbid(into[:, :vocab], banned)
 
         run, new = self._recorded((padded, rows, keys), logits)
         made = run()[: last - first]
@@ -259,11 +258,6 @@ class GraphVerifier(GraphModel, FastVerifier):
                 fused.fail("its first count is not torch's")
                 return expected
         return accepted
-
-
-def _forbid(logits: Tensor, banned: Tensor | None) -> Tensor:
-    """Set the ids `banned` to -inf in place: logits [n, vocab]."""
-    return logits if banned is None else logits.index_fill_(1, banned, NEVER)
 
 
 def _padded_rows(d: Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apdcli.decode.types import Pair
 from apdcli.engine.choice import make_models, resolve_engine
-from apdcli.engine.device import check_dtype, no_room, resolve_device
+from apdcli.engine.device import check_dtype, is_full, no_room, resolve_device
 from apdcli.engine.eager import EagerDenoiser, banned_ids
 from apdcli.errors import ModelError, PromptError, UsageError
 from apdcli.load import tokenizer as tokenizers
@@ -71,7 +71,9 @@ class LoadedPair:
         banned = banned_ids(self.allowed_ids, vocab, self.device)
         try:
             return make_models(self.engine, self.denoiser, self.verifier, banned, capacity)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
+            if not is_full(error):
+                raise
             raise no_room(error, self.device, f"the caches of {capacity} positions") from error
 
     def prompt_ids(

@@ -19,7 +19,7 @@ from apdcli.decode.params import (
 )
 from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Finished, FinishReason, StepEvent
-from apdcli.engine.device import no_room
+from apdcli.engine.device import is_full, no_room
 from apdcli.engine.pair import LoadedPair
 from apdcli.errors import PromptError
 from apdcli.load.profile import check_strategy
@@ -40,6 +40,19 @@ class Usage:
     seconds: float
     tokens_per_second: float
     tokens_per_step: float
+
+    @classmethod
+    def of(cls, last: Finished, tokens: int) -> Usage:
+        """What so many generated tokens cost."""
+        return cls(
+            steps=last.steps,
+            denoiser_forwards=last.denoiser_forwards,
+            verifier_forwards=last.verifier_forwards,
+            tokens_forwarded=last.tokens_forwarded,
+            seconds=last.elapsed_s,
+            tokens_per_second=tokens / last.elapsed_s if last.elapsed_s > 0 else 0.0,
+            tokens_per_step=tokens / last.steps if last.steps else 0.0,
+        )
 
 
 @dataclass(frozen=True)
@@ -103,22 +116,13 @@ class Request:
     def summarize(self, steps: Sequence[StepEvent], last: Finished) -> Generation:
         """The result of the steps taken so far."""
         ids, accepted = self._contiguous(steps)
-        seconds = last.elapsed_s
         return Generation(
             text=self._text(ids),
             finish_reason=last.reason,
             prompt_tokens=len(self.prompt_ids),
             token_ids=ids,
             accepted=accepted,
-            usage=Usage(
-                steps=last.steps,
-                denoiser_forwards=last.denoiser_forwards,
-                verifier_forwards=last.verifier_forwards,
-                tokens_forwarded=last.tokens_forwarded,
-                seconds=seconds,
-                tokens_per_second=len(ids) / seconds if seconds > 0 else 0.0,
-                tokens_per_step=len(ids) / last.steps if last.steps else 0.0,
-            ),
+            usage=Usage.of(last, len(ids)),
         )
 
     def _contiguous(self, steps: Sequence[StepEvent]) -> tuple[list[int], list[int]]:
@@ -196,7 +200,9 @@ def with_room(
     """The events; a device that runs out of memory ends them with a DeviceError."""
     try:
         yield from events
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_full(error):
+            raise
         raise no_room(error, device, what) from error
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from typing import Any
 
 import pytest
 import torch
 
 import apdcli
-from apdcli.decode.types import Finished, StepEvent
-from apdcli.engine.conversation import Conversation, Exchange
+from apdcli.decode.types import Finished, Pair, StepEvent
+from apdcli.engine import conversation
+from apdcli.engine.conversation import Caches, Conversation, Exchange
 from apdcli.engine.pair import LoadedPair
-from apdcli.errors import PromptError
+from apdcli.errors import DeviceError, PromptError
 from apdcli.load.settings import resolve_settings
 from tests.conftest import DATA
 
@@ -238,3 +240,43 @@ def test_caches_grow_with_the_text(pair: LoadedPair, monkeypatch: pytest.MonkeyP
     for _ in range(6):
         fresh = apdcli.generate(pair, messages_of(talk.exchanges, TALK[0]), recompute_window="all")
         assert talk.ask(TALK[0], recompute_window="all").token_ids == fresh.token_ids
+
+
+def test_caches_that_found_no_memory_are_not_asked_for_again(
+    pair: LoadedPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    before: list[weakref.ref[Any]] = []
+    plain = LoadedPair.models
+
+    def models(self: LoadedPair, capacity: int) -> Pair:
+        assert all(model() is None for model in before)  # the old ones made room
+        asked.append(capacity)
+        if capacity > 200:
+            raise DeviceError("full")
+        made = plain(self, capacity)
+        before.append(weakref.ref(made.denoiser))
+        return made
+
+    monkeypatch.setattr(LoadedPair, "models", models)
+    monkeypatch.setattr(conversation, "_FIRST_ROOM", 64)
+    caches, ids = Caches(pair), list(range(5, 15))
+    for length in (50, 60, 90):
+        caches.open(ids, length)
+    assert asked == [64, 128]
+    with pytest.raises(DeviceError):
+        caches.open(ids, 150)
+    _, new = caches.open(ids, 150)
+    assert new == len(ids)
+    assert asked == [64, 128, 256, 150]
+
+
+def test_a_turn_that_never_ran_leaves_no_hole(pair: LoadedPair) -> None:
+    talk = Conversation(pair)
+    turn(talk, TALK[0])
+    request = talk.prepare(TALK[1], resolve_settings(pair.profile, {}, {}))
+    for ids in ((5, 6, 7), request.prompt_ids):  # the first shares nothing with what was said
+        models, new = request.caches.open(ids, 100)
+        assert models.denoiser.length == len(ids) - new
+        assert models.verifier is not None
+        assert models.verifier.length < len(ids)

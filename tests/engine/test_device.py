@@ -6,12 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
+import apdcli
 from apdcli.decode.types import Finished, StepEvent
+from apdcli.engine.batch import run_batch
 from apdcli.engine.device import check_dtype, flush_subnormals, no_room
 from apdcli.engine.pair import load_pair
-from apdcli.engine.session import with_room
+from apdcli.engine.session import prepare, with_room
 from apdcli.errors import DeviceError
+from apdcli.load.settings import resolve_settings
+from apdcli.models.cache import KVCache
+from apdcli.models.rows import RowCache
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has\nmore")
 
@@ -27,6 +33,38 @@ def test_a_full_device_says_what_was_needed_and_what_to_lower() -> None:
         next(guarded)
     assert "\n" not in str(e.value)
     assert "\n" not in str(no_room(RuntimeError("two\nlines"), torch.device("cpu"), "it"))
+
+
+def test_other_errors_pass() -> None:
+    def events() -> Iterator[StepEvent | Finished]:
+        yield Finished("length", 0, 0, 0, 0, 0.0)
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(with_room(events(), torch.device("cpu"), "it"))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_a_cpu_that_is_full_says_so_too(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Its caches are allocated at their first use, and torch has no exception for it."""
+
+    def endless(self: KVCache) -> Tensor:
+        return torch.empty(10**16)
+
+    monkeypatch.setattr(KVCache, "_zeros", endless)
+    monkeypatch.setattr(RowCache, "keys", property(endless))
+    pair = load_pair("demo", device="cpu")
+    request = prepare(pair, "hi", resolve_settings(pair.profile, {}, {}))
+
+    def ask() -> None:
+        if rows == 0:
+            apdcli.fill(pair, "One, ___ and three.", gap=4)
+        for result in run_batch([request] * rows, max(rows, 1)):
+            raise result.error or AssertionError(result)
+
+    with pytest.raises(DeviceError, match=r"no (room|memory) for .*lower") as e:
+        ask()
+    assert "--device cpu" not in str(e.value)
 
 
 def test_a_dtype_that_the_device_cannot_compute_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
