@@ -85,6 +85,21 @@ def test_generate_on_a_terminal_shows_what_json_says(apd: Run, tmp_path: Path) -
     assert "".join(screen(ran.out)).replace(" ", "") == "".join(text.split())
 
 
+def test_a_pipe_on_stdin_is_what_the_command_takes(apd: Run, trace: Path) -> None:
+    for named in ((), ("-",)):
+        ran = apd(
+            "replay", *named, "--speed", "max", out="pipe", err="pipe", stdin=trace.read_bytes()
+        )
+        assert (ran.status, ran.out, ran.err) == (0, ("".join(WORDS) + "\n").encode(), b"")
+
+
+def test_a_variable_that_nothing_reads_is_named_to_who_looks(apd: Run) -> None:
+    more = {"APD_MAXTOKENS": "5"}
+    note = b"APD_MAXTOKENS is not read; did you mean APD_MAX_TOKENS?"
+    assert note in apd("profiles", "list", out="pipe", err="terminal", more=more).err
+    assert apd("profiles", "list", out="pipe", err="pipe", more=more).err == b""
+
+
 @pytest.mark.parametrize("stdin", ["closed", b"", "terminal"])
 def test_no_prompt_anywhere_is_one_line_and_nobody_is_waited_for(apd: Run, stdin: Any) -> None:
     for args in (("generate",), ("fill",), ("generate", "--input", "-", "-W", "0")):
