@@ -154,8 +154,7 @@ real world and is of no use outside this small one.
 ## How it was made
 `python -m apdcli.demo.train` (preset `cpu`, seed 0) writes the corpus, trains the tokenizer and
 both models and saves these folders. The denoiser is pre-trained causally and then adapted to
-masks. The numbers of the recipe are in `apdcli/demo/recipe.py`; the mixture of families was changed
-between stages after looking at the tuning split (never at the test split), and the recipe holds
-the stages as they were run. `--preset gpu` trains a pair five times larger on all families; it has
-not been run.
+masks, alone and in conversations. The numbers of the recipe are in `apdcli/demo/recipe.py`; the
+mixture of families was chosen by earlier runs and the tuning split (never by the test split).
+`--preset gpu` trains a pair five times larger on all families; it has not been run.
 """
