@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tree_sitter
+import tree_sitter_powershell
 
 from apdcli.chat.sessions import Session, Store
 from apdcli.cli.complete import candidates
@@ -252,7 +254,20 @@ def test_powershell_leaves_nothing_behind() -> None:
     assert "$global:LASTEXITCODE = $status" in undone
     assert "$global:LASTEXITCODE" not in work  # strict mode: an error where nothing has run yet
     assert SCRIPT.isascii()  # Windows PowerShell 5.1 reads a file without a mark as ANSI
-    assert SCRIPT.count("{") == SCRIPT.count("}")
+
+
+def test_powershell_can_read_it() -> None:
+    """By a grammar of PowerShell that others wrote: the script, and the line in $PROFILE."""
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_powershell.language()))
+
+    def reads(text: str) -> bool:
+        return not parser.parse(text.encode()).root_node.has_error
+
+    shell = SHELLS["powershell"]
+    assert reads(shell.script)
+    assert reads(shell.naming.format("C:/it''s mine/apd-completion.ps1"))
+    assert not reads(shell.script.replace("try {", "try", 1))
+    assert not reads(shell.naming.format("C:/it's mine/apd-completion.ps1"))
 
 
 def test_a_profile_cannot_drive_the_shell(apd: Apd, tmp_path: Path) -> None:
