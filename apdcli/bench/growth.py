@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from apdcli.bench.floor import ApdStep
 from apdcli.decode.loop import decode
 from apdcli.decode.params import make_params
 from apdcli.decode.strategies import make_strategy
@@ -73,12 +74,20 @@ def around(steps: Sequence[StepEvent], count: int, span: int) -> tuple[float, in
     return seconds, end[1] - begin[1], end[0] - begin[0]
 
 
+def arithmetic(pair: LoadedPair, cursor: int, accepted: float) -> float:
+    """Operations of one step, W = 16, M = 32: what no engine can save of a longer text."""
+    verifier = None if pair.verifier is None else pair.verifier.config
+    parts = ApdStep(cursor, 16, 32, accepted).parts(pair.denoiser.config, verifier, 4)
+    return sum(part.work.operations for part in parts)
+
+
 def growth(pair: LoadedPair, near: int, far: int, repeats: int) -> dict[str, Any]:
     """Milliseconds a token and a step at `near` generated tokens and at `far`, W = 16, M = 32.
 
-    Over some texts together: how much a step accepts changes along each of them by chance, and
-    with it what a token costs. End tokens are banned: after one, a model repeats it, and every
-    draft is accepted.
+    Beside them what the arithmetic of a step grows by, from the middle of one stretch to that of
+    the other. Over some texts together: how much a step accepts changes along each of them by
+    chance, and with it what a token costs. End tokens are banned: after one, a model repeats it,
+    and every draft is accepted.
     """
     span = min(80, near - 10)
     ended = pair.stop_ids | pair.tokenizer.special_ids
@@ -101,6 +110,10 @@ def growth(pair: LoadedPair, near: int, far: int, repeats: int) -> dict[str, Any
         count: [statistics.median(column) for column in zip(*rows, strict=True)]
         for count, rows in found.items()
     }
+    work = {
+        count: arithmetic(pair, count - span // 2, tokens)
+        for count, (_, _, tokens) in middle.items()
+    }
     return {
         "texts": len(STARTS),
         "ms_a_token": {count: token for count, (token, _, _) in middle.items()},
@@ -108,6 +121,7 @@ def growth(pair: LoadedPair, near: int, far: int, repeats: int) -> dict[str, Any
         "tokens_a_step": {count: tokens for count, (_, _, tokens) in middle.items()},
         "ratio_a_token": middle[far][0] / middle[near][0],
         "ratio_a_step": middle[far][1] / middle[near][1],
+        "arithmetic_ratio_a_step": work[far] / work[near],
         "goal": 1.25,
     }
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from apdcli.bench.growth import around, main
+from apdcli.bench.growth import arithmetic, around, main
 from apdcli.decode.types import StepEvent
+from apdcli.engine.pair import load_pair
 
 
 def step(number: int, accepted: int, elapsed_s: float) -> StepEvent:
@@ -20,6 +21,16 @@ def test_a_stretch_around_a_token() -> None:
     assert around(steps, 50, 20) == pytest.approx((0.04, 20, 4))
     with pytest.raises(ValueError, match="200 tokens"):
         around(steps, 200, 20)
+
+
+def test_arithmetic_counts_what_a_longer_text_adds() -> None:
+    """Only attention grows: 4 operations a channel and (query, key) pair."""
+    pair = load_pair("demo", device="cpu")
+    assert pair.verifier is not None
+    positions = 2 + 16 - 1 + 32
+    pairs = {pair.denoiser.config: positions * 900, pair.verifier.config: 31 * 900}
+    more = sum(4 * c.num_layers * c.num_heads * c.head_dim * n for c, n in pairs.items())
+    assert arithmetic(pair, 1000, 2) - arithmetic(pair, 100, 2) == pytest.approx(more)
 
 
 @pytest.mark.parametrize("what", ["growth", "lookahead", "causal"])
