@@ -70,7 +70,7 @@ KEYS = (
 
 
 def is_command(text: str) -> bool:
-    """Whether a typed text is meant as a command: one line that begins with a slash and a word.
+    """Whether a typed text is meant as a command: it begins with a slash and a word.
 
     A path such as /etc/hosts is none: no command has a second slash in its name.
     """

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
 from apdcli.chat.commands import COMMANDS
+from apdcli.load.home import home_path
 from apdcli.render.safe import visible
 
 _MOST = 200
@@ -95,9 +95,9 @@ def _paths(typed: str, replaced: int) -> Iterator[Completion]:
     """Files and folders that a path may go on to; hidden ones only once a dot is typed."""
     folder, slash, start = typed.rpartition("/")
     try:
-        base = Path(folder + slash or ".").expanduser()
+        base = home_path(folder + slash or ".")
         found = sorted(os.scandir(base), key=lambda entry: entry.name)
-    except (OSError, ValueError, RuntimeError):
+    except (OSError, ValueError):
         return
     count = 0
     for entry in found:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from apdcli.chat.markdown import COLOUR_SYSTEMS
 from apdcli.render.live import REDRAW_S
 from apdcli.render.picture import picture
 from apdcli.render.state import ViewState
@@ -31,11 +32,10 @@ class DraftView:
         self.state = state
         self._terminal = terminal
         depth = depth_of(terminal.environ)
-        systems = {"16": "standard", "256": "256", "truecolor": "truecolor"}
         self._console = Console(
             file=terminal.out,  # type: ignore[arg-type]
             force_terminal=True,
-            color_system=systems.get(depth),  # type: ignore[arg-type]
+            color_system=COLOUR_SYSTEMS.get(depth),
             no_color=depth == "none",
             markup=False,
             emoji=False,

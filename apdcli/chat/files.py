@@ -10,9 +10,9 @@ import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from apdcli.errors import InputError, reason
+from apdcli.load.home import home_path
 
 MOST_BYTES = 256 * 2**10
 _AT = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|(\S+))')
@@ -47,7 +47,7 @@ def read_text_file(name: str) -> TextFile:
     Raises:
         InputError: not there, not a regular file, over 256 KiB, or not text (UTF-8, no NUL).
     """
-    path = Path(name).expanduser()
+    path = home_path(name)
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
@@ -101,7 +101,7 @@ def files_in(text: str) -> list[TextFile]:
 
 def joined(files: Iterable[TextFile]) -> list[TextFile]:
     """The files, each once: one that was read again stands for what was read before."""
-    return list({Path(file.name).expanduser().absolute(): file for file in files}.values())
+    return list({home_path(file.name).absolute(): file for file in files}.values())
 
 
 def no_files_in(text: str) -> list[str]:
@@ -128,6 +128,6 @@ def _file_name(word: str) -> str | None:
 
 def _exists(name: str) -> bool:
     try:
-        return Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL, no home
+        return home_path(name).exists()
+    except (OSError, ValueError):  # too long, a NUL
         return False

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.markdown import Markdown
 
 ColourSystem = Literal["standard", "256", "truecolor"]
-_SYSTEMS: dict[str, ColourSystem] = {"16": "standard", "256": "256", "truecolor": "truecolor"}
+COLOUR_SYSTEMS: dict[str, ColourSystem] = {"16": "standard", "256": "256", "truecolor": "truecolor"}
 _CODE_THEME = "ansi_dark"  # the terminal's own colours
 _MOST_COLUMNS = 100  # longer lines are hard to read
 
@@ -112,7 +112,7 @@ def _console(columns: int, environ: Mapping[str, str]) -> Console:
         file=io.StringIO(),
         width=max(2, min(columns, _MOST_COLUMNS)),
         force_terminal=True,
-        color_system=_SYSTEMS.get(depth),
+        color_system=COLOUR_SYSTEMS.get(depth),
         no_color=depth == "none",
         markup=False,
         emoji=False,

@@ -28,7 +28,7 @@ def export_chat(
         turns: what was said.
         states: how the answers were made, by the turn's index; others are plain (a resumed
             session keeps texts, not steps).
-        title: the window's title (SVG) or the page's (HTML).
+        title: the window's, in an SVG; an HTML page has none.
         columns: the picture's width in characters.
 
     Raises:

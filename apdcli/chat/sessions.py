@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from apdcli.errors import InputError, OutputError, UsageError, reason
+from apdcli.load.home import home_path
 from apdcli.load.profile import nearest
 
 FORMAT, VERSION = "apd-session", 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_LONGEST = 100
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST - 1}}}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows
 _SUFFIX, _TEMPORARY = ".json", ".part"
 _STALE_S = 3600.0
+_MOST_S = 2.0**37  # a date after the year 6000 is none
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,16 @@ def check_name(name: str) -> str:
     Raises:
         UsageError: it cannot.
     """
-    if not _NAME.fullmatch(name) or name.endswith(".") or _RESERVED.fullmatch(name):
+    if not _is_name(name):
         raise UsageError(
-            f"{name!r} cannot be a session's name: use up to 100 letters, digits, - _ and ., "
-            "with a letter or digit first"
+            f"{name!r} cannot be a session's name: use up to {_LONGEST} letters, digits, "
+            "- _ and ., with a letter or digit first"
         )
     return name
+
+
+def _is_name(name: str) -> bool:
+    return bool(_NAME.fullmatch(name)) and not name.endswith(".") and not _RESERVED.fullmatch(name)
 
 
 class Store:
@@ -131,7 +138,7 @@ class Store:
     def names(self) -> list[str]:
         """The names of all sessions, the one that was changed last first."""
         with contextlib.suppress(OSError):
-            found = [p for p in self.folder.glob(f"*{_SUFFIX}") if _NAME.fullmatch(p.stem)]
+            found = [p for p in self.folder.glob(f"*{_SUFFIX}") if _is_name(p.stem)]
             return [p.stem for p in sorted(found, key=_changed, reverse=True)]
         return []
 
@@ -152,7 +159,8 @@ class Store:
         number, name = 1, base
         while self.path(name).exists():
             number += 1
-            name = f"{base}-{number}"
+            ending = f"-{number}"
+            name = base[: _LONGEST - len(ending)] + ending
         return name
 
     def load(self, name: str | None = None) -> Session:
@@ -206,6 +214,7 @@ class Store:
 
         Raises:
             UsageError: not a name, or another session has it.
+            OutputError: it cannot be written; it keeps its name.
         """
         path = self.path(name)
         if name == session.name:
@@ -214,7 +223,13 @@ class Store:
             raise UsageError(f"there is a session called {name!r} already; choose another name")
         old, session.name = self.path(session.name), name
         before = self._seen.pop(old.stem, None)
-        self.save(session)
+        try:
+            self.save(session)
+        except OutputError:
+            session.name = old.stem
+            if before is not None:
+                self._seen[old.stem] = before
+            raise
         if before is not None and old.exists() and _mark(old) == before:
             old.unlink()
 
@@ -265,7 +280,7 @@ def data_folder(environ: Mapping[str, str]) -> Path:
     import platformdirs
 
     own = environ.get("APD_DATA_DIR")
-    return Path(own).expanduser() if own else platformdirs.user_data_path("apd", False)
+    return home_path(own) if own else platformdirs.user_data_path("apd", False)
 
 
 def user_store(environ: Mapping[str, str]) -> Store:
@@ -306,8 +321,8 @@ def _session(name: str, record: Any) -> Session:
         settings={_typed(k, str): v for k, v in _typed(record["settings"], dict).items()},
         turns=turns,
         left_out=_typed(record["left_out"], int),
-        created=float(record["created"]),
-        updated=float(record["updated"]),
+        created=_seconds(record["created"]),
+        updated=_seconds(record["updated"]),
     )
     _require(0 <= session.left_out <= len(turns))
     return session
@@ -320,7 +335,7 @@ def _turn(record: Any) -> Turn:
         _typed(text, str)
     accepted = tuple(_typed(count, int) for count in record["accepted"])
     _require(all(count >= 0 for count in accepted))
-    seconds, seed = float(turn.seconds), _typed(turn.seed, int)
+    seconds, seed = _seconds(turn.seconds), _typed(turn.seed, int)
     return Turn(
         turn.message,
         turn.answer,
@@ -331,6 +346,11 @@ def _turn(record: Any) -> Turn:
         seed,
         turn.strategy,
     )
+
+
+def _seconds(value: Any) -> float:
+    _require(type(value) in (int, float) and 0 <= value < _MOST_S)  # NaN is not, either
+    return float(value)
 
 
 def _typed(value: Any, *kinds: type) -> Any:

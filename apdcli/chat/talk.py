@@ -99,13 +99,13 @@ class Talk:
         return self.save()
 
     @contextlib.contextmanager
-    def replacing(self) -> Iterator[Turn]:
+    def replacing(self) -> Iterator[None]:
         """While this lasts the last turn is as if never said; unless `keep` is called, it stays."""
         exchanges, left_out = list(self.conversation.exchanges), self.conversation.left_out
         self.conversation.undo()
         self._replacing = True
         try:
-            yield self.turns[-1]
+            yield
         finally:
             if self._replacing:
                 self._replacing = False

@@ -18,10 +18,11 @@ import platformdirs
 from apdcli.decode.params import LeftToRightParams
 from apdcli.engine.pair import LoadedPair
 from apdcli.errors import InputError, OutputError, reason
+from apdcli.load.home import home_path
 from apdcli.load.settings import Settings, resolve_settings
 from apdcli.tasks.files import Placed, placed, read_text, read_values
 from apdcli.tasks.formats import header_of, messages_of
-from apdcli.tasks.identity import digest_of_values, pair_digest
+from apdcli.tasks.identity import digest_of_values, pair_digest, settings_that_count
 from apdcli.tasks.load import balanced, digest_of
 from apdcli.tasks.run import answer
 from apdcli.tasks.types import AGREEMENT, Item, Scorer, Task
@@ -53,7 +54,7 @@ def load_prompts(
         InputError: the file is missing, empty or damaged (with the line).
         OutputError: the cache folder cannot be written.
     """
-    prompts = read_prompts(Path(path).expanduser())
+    prompts = read_prompts(home_path(path))
     chosen = prompts if limit is None else balanced(prompts, limit, seed)
     careful = careful_settings(pair, settings)
     texts = _references(pair, chosen, careful, progress)
@@ -155,8 +156,8 @@ def _references(
 def cache_path(pair: LoadedPair, careful: Settings) -> Path:
     """The file that keeps the careful answers of a pair; APD_CACHE_DIR replaces the folder."""
     own = os.environ.get("APD_CACHE_DIR")
-    folder = Path(own).expanduser() if own else platformdirs.user_cache_path("apd", False)
-    values = {name: setting.value for name, setting in careful.items() if name != "profile"}
+    folder = home_path(own) if own else platformdirs.user_cache_path("apd", False)
+    values = settings_that_count(careful)
     key = hashlib.sha256(f"{pair_digest(pair)} {digest_of_values(values)}".encode()).hexdigest()
     return folder / "agreement" / f"{key[:32]}.jsonl"
 

@@ -12,6 +12,7 @@ from random import Random
 from apdcli.demo.corpus import FAMILIES, check, probes
 from apdcli.demo.corpus.base import Example
 from apdcli.errors import InputError, UsageError
+from apdcli.load.home import home_path
 from apdcli.load.profile import nearest
 from apdcli.tasks.files import placed, read_values
 from apdcli.tasks.formats import header_of, read_record
@@ -55,7 +56,7 @@ def load_task(
     if scorer is not None and scorer not in SCORERS:
         raise UsageError(f"scorer {scorer!r} is not known; {_known(scorer, SCORERS)}")
     if is_file(name):
-        items, chosen = _from_file(Path(name).expanduser(), scorer)
+        items, chosen = _from_file(home_path(name), scorer)
         if chosen.runs_code and not allow_code:
             raise UsageError(
                 f"task {name} runs the code that the model writes; give --allow-code "
@@ -76,7 +77,7 @@ def load_task(
 def is_file(name: str) -> bool:
     """Whether a task's name means a file or folder rather than a family."""
     return name not in (*EVERY, *FAMILIES) and (
-        Path(name).expanduser().exists() or "/" in name or "\\" in name or Path(name).suffix != ""
+        home_path(name).exists() or "/" in name or "\\" in name or Path(name).suffix != ""
     )
 
 

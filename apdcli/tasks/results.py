@@ -141,9 +141,9 @@ def read_results(path: str | Path, header: Header) -> dict[Key, Outcome]:
     for number, line in enumerate(lines, 2):
         try:
             value, outcome = _read_line(line)
-        except (ValueError, TypeError, KeyError) as error:
+            outcomes.setdefault((value, outcome.item), outcome)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: damaged result; {_MEND}") from error
-        outcomes.setdefault((value, outcome.item), outcome)
     return outcomes
 
 
@@ -163,7 +163,7 @@ def _check(path: Path, first: bytes, header: Header) -> None:
         ours = found["results"] == KIND and isinstance(found["task"], dict)
         known, wanted = dict(found["settings"]), json.loads(header.line())["settings"]
         facts = found["task"], found["pair"], found["knob"], found["version"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         ours = False
     if not ours:
         raise InputError(f"{path} does not hold results of apd eval; {_MEND}")
@@ -174,7 +174,7 @@ def _check(path: Path, first: bytes, header: Header) -> None:
         which = f"{_said(task)}, not {_said(header.task)}"
         raise InputError(f"{path} holds results of another task ({which}); {_MEND}")
     if header.pair and pair != header.pair:
-        raise InputError(f"{path} holds results of another pair ({found['profile']}); {_MEND}")
+        raise InputError(f"{path} holds results of another pair ({found.get('profile')}); {_MEND}")
     if knob != header.knob:
         what = f"a sweep of {knob}" if knob else "one setting, not of a sweep"
         raise InputError(f"{path} holds results of {what}; {_MEND}")

@@ -20,14 +20,12 @@ class ScorerInfo:
     """One scorer.
 
     Attributes:
-        summary: for help and messages.
         score: the scorer.
         problem: what is wrong with an item that it cannot judge, or None.
         runs_code: whether it runs what the model wrote.
     """
 
     name: str
-    summary: str
     score: Scorer
     problem: Check
     runs_code: bool = False
@@ -127,12 +125,12 @@ def _shown(text: str) -> str:
 SCORERS: dict[str, ScorerInfo] = {
     info.name: info
     for info in (
-        ScorerInfo("exact", "the whole answer, but for space around it", _exact, _no_answer),
-        ScorerInfo("number", 'the number after "####", else the last', _number, _number_problem),
-        ScorerInfo("choice", "a letter, or the text of a choice", _choice, _choice_problem),
-        ScorerInfo("regex", "the answer is a pattern, found anywhere", _regex, _regex_problem),
-        ScorerInfo("contains", "the answer stands in the text", _contains, _no_answer),
-        ScorerInfo("math", "the formula in \\boxed{}, as MATH has it", _formula, _no_answer),
-        ScorerInfo("python", "the code passes its tests", _python, _python_problem, True),
+        ScorerInfo("exact", _exact, _no_answer),  # the whole answer, but for space around it
+        ScorerInfo("number", _number, _number_problem),  # the one after "####", else the last
+        ScorerInfo("choice", _choice, _choice_problem),  # a letter, or the text of a choice
+        ScorerInfo("regex", _regex, _regex_problem),  # the answer is a pattern, found anywhere
+        ScorerInfo("contains", _contains, _no_answer),  # the answer stands in the text
+        ScorerInfo("math", _formula, _no_answer),  # the formula in \boxed{}, as MATH has it
+        ScorerInfo("python", _python, _python_problem, runs_code=True),  # it passes its tests
     )
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
@@ -13,6 +12,7 @@ import platformdirs
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
 from apdcli.errors import OutputError, UsageError, reason
+from apdcli.load.home import home_path
 
 _T = TypeVar("_T")
 _BUSY_S = 60
@@ -23,7 +23,7 @@ _JOURNALS, _DATABASES = (".log", ".journal", ".jsonl"), (".db", ".sqlite", ".sql
 def default_storage(environ: Mapping[str, str]) -> str:
     """The SQLite file in the platform's data folder; APD_DATA_DIR replaces that folder."""
     own = environ.get("APD_DATA_DIR")
-    folder = Path(own).expanduser() if own else platformdirs.user_data_path("apd", False)
+    folder = home_path(own) if own else platformdirs.user_data_path("apd", False)
     return str(folder / "tune.db")
 
 
@@ -39,7 +39,7 @@ def open_storage(storage: str) -> BaseStorage:
         UsageError: no such kind of storage.
     """
     if "://" not in storage:
-        path = Path(storage).expanduser().absolute()
+        path = home_path(storage).absolute()
         if path.suffix not in (*_JOURNALS, *_DATABASES):
             raise UsageError(
                 f"--storage {storage}: it must be a URL like sqlite:///tune.db, a path ending in "

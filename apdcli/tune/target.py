@@ -69,7 +69,7 @@ def parse_quality(text: str) -> Target:
     return Target("quality", number / 100 if number > 1 else number, False, text.strip())
 
 
-def parse_seconds(text: str, name: str = "--timeout") -> float:
+def parse_seconds(text: str) -> float:
     """ "90", "90s", "5m" or "2h" as seconds.
 
     Raises:
@@ -77,5 +77,5 @@ def parse_seconds(text: str, name: str = "--timeout") -> float:
     """
     found = re.fullmatch(rf"{_NUMBER}\s*([smh]?)", text.strip().lower())
     if found is None or not 0 < float(found[1]) < math.inf:
-        raise UsageError(f"{name} {text}: it must be a time above 0, like 90, 90s, 5m or 1h")
+        raise UsageError(f"--timeout {text}: it must be a time above 0, like 90, 90s, 5m or 1h")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]

@@ -117,6 +117,8 @@ GOOD = {
         json.dumps({**GOOD, "turns": ["a"]}).encode(),
         json.dumps({**GOOD, "left_out": 5}).encode(),
         json.dumps({**GOOD, "settings": []}).encode(),
+        json.dumps({**GOOD, "updated": 1e300}).encode(),
+        json.dumps({**GOOD, "created": float("nan")}).encode(),
         b"[" * 100_000,
     ],
     ids=lambda data: ascii(data[-30:]),
@@ -179,7 +181,35 @@ def test_the_last_changed_comes_first(store: Store) -> None:
 def test_fresh_names_are_free(store: Store) -> None:
     assert check_name(store.fresh_name())
     store.save(session("a"))
+    (store.folder / "con.json").write_text("{}")  # no name that we give is such a one
+    assert [entry.name for entry in store.entries()] == ["a"]
     assert store.fresh_name("a") == "a-2"
+
+
+def test_another_name_for_the_longest_is_one_still(store: Store) -> None:
+    name = "x" * 100
+    store.save(session(name, TURN))
+    other = session(name, TURN)
+    assert Store(store.folder).save(other) == other.name == "x" * 98 + "-2"
+    assert store.load(other.name).turns == [TURN]
+
+
+def test_what_cannot_be_renamed_keeps_its_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = session("one", TURN)
+    store.save(one)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OutputError, match="no space left"):
+            store.rename(one, "two")
+    assert one.name == "one"
+    assert store.save(one) is None
+    assert store.names() == ["one"]
 
 
 def test_what_a_killed_process_left_is_swept_and_never_read(store: Store) -> None:

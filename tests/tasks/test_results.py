@@ -93,7 +93,15 @@ def test_the_pair_is_not_asked_for_while_it_is_not_loaded(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["my notes", "my notes\n", "{}\n", '{"results": 1}\n', "[]\n", '{"results": "apd ev"}\n'],
+    [
+        "my notes",
+        "my notes\n",
+        "{}\n",
+        "[" * 100_000 + "\n",
+        '{"results": 1}\n',
+        "[]\n",
+        '{"results": "apd ev"}\n',
+    ],
 )
 def test_files_that_are_no_results_are_refused_and_kept(tmp_path: Path, text: str) -> None:
     path = tmp_path / "notes.txt"
@@ -104,7 +112,7 @@ def test_files_that_are_no_results_are_refused_and_kept(tmp_path: Path, text: st
 
 
 @pytest.mark.parametrize(
-    "line", ["{}", "nothing", '{"item": 3}', "", '{"item": "1", "score": "x"}']
+    "line", ["{}", "nothing", '{"item": 3}', "", '{"item": "1", "score": "x"}', "[" * 100_000]
 )
 def test_damage_in_the_middle_names_its_line(path: Path, line: str) -> None:
     header, first, second = path.read_text().split("\n")[:3]
