@@ -135,6 +135,11 @@ def _root(
     context: Context = ctx.obj
     context.debug = debug
     if ctx.invoked_subcommand is not None:
+        if as_json:
+            raise UsageError(f"--json goes after the command: apd {ctx.invoked_subcommand} --json")
+        if version or install_completion or show_completion:
+            given = "--version" if version else "completion"
+            raise UsageError(f"{given} is asked for without a command; see 'apd --help'")
         return None
     if install_completion or show_completion:
         return _completion(install_completion or "", show_completion or "")

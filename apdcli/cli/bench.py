@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -257,7 +258,7 @@ def _check_together(prompts: Sequence[str], values: Mapping[str, Any]) -> None:
     if values["batch_sizes"] is not None:
         _check_batches(values)
     plot = values["plot"]
-    if plot is not None and not plot.lower().endswith(_PICTURES):
+    if plot is not None and Path(plot).suffix.lower() not in _PICTURES:
         raise UsageError(f"--plot {plot}: it must end in {' or '.join(_PICTURES)}; {HINT}")
 
 
@@ -274,16 +275,8 @@ def _check_batches(values: Mapping[str, Any]) -> None:
 
 def _whole(values: Mapping[str, Any], name: str, default: int, least: int) -> int:
     text = values[name]
-    if text is None:
-        return default
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if number < least:
-        flag = options.long_flag(name)
-        raise UsageError(f"{flag} {text}: it must be an integer >= {least}; {HINT}")
-    return number
+    flag = options.long_flag(name)
+    return default if text is None else options.whole_number(text, flag, HINT, least)
 
 
 def _command_line(prompts: Sequence[str], values: Mapping[str, Any]) -> str:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from apdcli.cli.bench import HINT, TASK, Job
 from apdcli.cli.context import Context
-from apdcli.cli.outputs import OutputFile, check_writable
+from apdcli.cli.main import INTERRUPTED
+from apdcli.cli.outputs import check_apart, check_writable
 from apdcli.cli.progress import Progress
 from apdcli.cli.prompt import STDIN, read_text
 from apdcli.cli.variables import note_unknown
 from apdcli.errors import UsageError
+from apdcli.render.output_file import OutputFile
 from apdcli.render.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     from apdcli.bench.settings import Contender
     from apdcli.bench.sizes import Shapes
     from apdcli.load.profile import Profile
+    from apdcli.load.settings import Settings
 
-INTERRUPTED = 130
 _MOST_ROWS = 256
 
 
@@ -37,6 +39,7 @@ def run(job: Job, context: Context) -> int:
     note_unknown(context, quiet=job.quiet)
     profile, shapes, contenders = _resolve(job, context)
     rates = _rates(job)
+    check_apart({"-o/--output": job.output, "--plot": job.plot})
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(OutputFile(job.output)) if job.output else None
         if job.plot is not None:
@@ -143,7 +146,7 @@ def _measure(
     else:
         pair = load_models(profile, settings)
         cases = cases_of(pair, contenders, prompts, raw=job.raw)
-    head = _head(profile, shapes, job)
+    head = _head(profile, shapes, settings, job)
     if job.batch_sizes is not None:
         found = _measure_batches(cases, contenders, sizes, job, context)
         return None if found is None else {**head, **found}
@@ -155,7 +158,7 @@ def _measure(
     return None if found is None else {**head, **found}
 
 
-def _head(profile: Profile, shapes: Shapes | None, job: Job) -> dict[str, Any]:
+def _head(profile: Profile, shapes: Shapes | None, settings: Settings, job: Job) -> dict[str, Any]:
     """What stands in every result: which command, of what, with which versions."""
     from apdcli.bench.benchmark import FORMAT
     from apdcli.cli.report import versions
@@ -166,7 +169,7 @@ def _head(profile: Profile, shapes: Shapes | None, job: Job) -> dict[str, Any]:
         "profile": profile.name,
         "shapes": job.shapes,
         "accept": job.accept if shapes else None,
-        "versions": versions(),
+        "versions": versions(settings),
     }
 
 
@@ -286,7 +289,7 @@ def _floor(
         for n in ("denoiser_quantize", "verifier_quantize")
     ]
     made = floors(shapes.denoiser, shapes.verifier, dtype, steps, here, (kept[0], kept[1]))
-    head = {"command": job.command, "profile": profile.name, "versions": versions()}
+    head = {"command": job.command, "profile": profile.name, "versions": versions(settings)}
     return {**head, "complete": True, "floor": made}, floor_text(profile.name, made)
 
 

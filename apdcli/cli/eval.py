@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apdcli.cli import generate, options
 from apdcli.cli.context import Context
 from apdcli.cli.eval_options import Job, job_with, swept_values
+from apdcli.cli.main import INTERRUPTED
 from apdcli.cli.progress import Progress
 from apdcli.cli.variables import note_unknown
 from apdcli.errors import UsageError
@@ -72,7 +73,7 @@ def run(job: Job, context: Context) -> int:
         results = _open(stack, job, task, pair, settled)
         outcomes = _evaluate(job, context, (task, pair, settled), results)
         if not outcomes:  # Ctrl-C before the first answer
-            return generate.INTERRUPTED
+            return INTERRUPTED
         _report(job, context, (task, pair, settled), outcomes)
     complete = len(outcomes) == len(task.items) * len(settled.settings)
     if complete:
@@ -81,12 +82,13 @@ def run(job: Job, context: Context) -> int:
         goes_on = "; the same command goes on there" if job.output else ""
         total = len(task.items) * len(settled.settings)
         context.say(f"stopped after {len(outcomes)} of {total} answers{goes_on}")
-    return generate.INTERRUPTED
+    return INTERRUPTED
 
 
 def settle(job: Job, context: Context) -> Settled:
     """Every setting, of each value of a sweep; raises UsageError for what does not go together."""
-    profile, settings = _resolve(job, context)
+    # without a seed it is 0, so that a run can be repeated
+    profile, settings = generate.resolve(job, context, seed=0)
     if job.sweep is None:
         return Settled(profile, {None: settings}, None)
     from apdcli.tasks.sweep import default_values, knob_of
@@ -98,20 +100,20 @@ def settle(job: Job, context: Context) -> Settled:
     if not values:
         block = settings["block_length"].value if "block_length" in settings else "all"
         values = list(default_values(settings.strategy, settings["max_tokens"].value, block))
-    if settings.strategy == "klass":  # its published default for speed; else one token a forward
-        job = replace(job, flags={"parallel": True, **job.flags})
-    each = {value: _resolve(job_with(job, knob, value), context)[1] for value in values}
+    each = {
+        value: _for_speed(generate.resolve(job_with(job, knob, value), context, seed=0)[1])
+        for value in values
+    }
     return Settled(profile, each, knob)
 
 
-def _resolve(job: Job, context: Context) -> tuple[Profile, Settings]:
-    """The profile and every setting; without a seed it is 0, so that a run can be repeated."""
+def _for_speed(settings: Settings) -> Settings:
+    """Klass as published for speed, unless somebody chose: else it takes one token a forward."""
     from apdcli.load.settings import Setting, Settings
 
-    profile, settings = generate.resolve(job, context)
-    if settings["seed"].origin == "default":
-        settings = Settings({**settings.table, "seed": Setting(0, "default")})
-    return profile, settings
+    if settings.strategy != "klass" or settings["parallel"].origin != "default":
+        return settings
+    return Settings({**settings.table, "parallel": Setting(True, "default")})
 
 
 def _task(job: Job, settled: Settled) -> Task:
@@ -181,7 +183,7 @@ def _header(job: Job, task: Task, settled: Settled, *, pair: str) -> Header:
         pair=pair,
         settings=settled.shared(),
         knob=settled.knob,
-        versions=versions(),
+        versions=versions(settled.first),
     )
 
 

@@ -132,6 +132,7 @@ class Job(generate.Job):
             raise UsageError(f"-q and -v exclude each other; {hint}")
         if values["output"] == "-":
             raise UsageError(f"-o/--output keeps results in a file, not on stdout; {hint}")
+        limit = values["limit"]
         names = ("json", "output", "quiet", "verbose", "task", "prompts", "split", "scorer")
         given = {name: values[name] for name in (*names, "allow_code", "sweep")}
         return cls(
@@ -142,17 +143,9 @@ class Job(generate.Job):
             export=None,
             no_live=True,
             no_stream=True,
-            limit=_count(values["limit"], "--limit", hint),
+            limit=None if limit is None else options.whole_number(limit, "--limit", hint),
             **given,
         )
-
-
-def _count(text: str | None, flag: str, hint: str) -> int | None:
-    if text is None:
-        return None
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise UsageError(f"{flag} {text}: it must be an integer >= 1; {hint}")
-    return int(text)
 
 
 def swept_values(text: str, knob: str) -> tuple[str, list[Any]]:

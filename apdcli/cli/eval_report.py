@@ -14,7 +14,7 @@ from apdcli.cli import options
 from apdcli.cli.context import Context
 from apdcli.cli.eval_options import Job
 from apdcli.cli.report import placed, versions
-from apdcli.cli.tables import Page, Sheet
+from apdcli.cli.tables import Page, Sheet, aligned
 from apdcli.render.terminal import is_terminal
 from apdcli.tasks.aup import Point, accuracy_under_parallelism, counted
 from apdcli.tasks.load import is_file
@@ -112,7 +112,7 @@ def envelope(
     table = {name: entry for name, entry in shown.as_json().items() if name != found.knob}
     for name, value in placed(pair).items():
         table[name] = {"value": value, "from": shown[f"denoiser_{name}"].origin}
-    return json.dumps({**made, "settings": table, "versions": versions()})
+    return json.dumps({**made, "settings": table, "versions": versions(shown)})
 
 
 def _numbers(summary: Summary, measure: str) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def show(found: Found, heading: str, context: Context) -> None:
         if last:
             page.text(f"\n{last}")
         return
-    context.print("\n\n".join([heading, *map(_aligned, sheets), *([last] if last else [])]))
+    context.print("\n\n".join([heading, *map(aligned, sheets), *([last] if last else [])]))
 
 
 def _sheets(found: Found) -> tuple[list[Sheet], str]:
@@ -230,11 +230,3 @@ def _aup_line(found: Found) -> str:
 
 def _s(seconds: float) -> str:
     return f"{seconds:.3f}" if seconds < 1 else f"{seconds:.2f}"
-
-
-def _aligned(sheet: Sheet) -> str:
-    widths = [max(map(len, column)) for column in zip(*sheet.lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(wide) for cell, wide in zip(line, widths, strict=True)).rstrip()
-        for line in sheet.lines
-    )

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from apdcli.cli import options
 from apdcli.cli.context import Context
-from apdcli.cli.outputs import OutputFile, check_picture_name, check_writable
+from apdcli.cli.main import INTERRUPTED
+from apdcli.cli.outputs import check_apart, check_picture_name, check_writable
 from apdcli.cli.prompt import STDIN, read_prompt
 from apdcli.cli.variables import note_unknown
 from apdcli.decode.params import make_params
 from apdcli.errors import ParameterError, UnknownParameterError, UsageError
+from apdcli.render.output_file import OutputFile
 from apdcli.render.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from apdcli.load.settings import Settings
     from apdcli.render import LiveView, PlainWriter, TraceWriter, ViewState
 
-INTERRUPTED = 130
 View = Callable[[Any], None]
 
 
@@ -174,6 +175,7 @@ def run(job: Job, context: Context) -> int:
 
 
 def _run(job: Job, context: Context, profile: Profile, settings: Settings) -> int:
+    check_apart({"-o/--output": job.output, "--trace": job.trace, "--export": job.export})
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(OutputFile(job.output)) if job.output else None
         for path in (job.trace, job.export):
@@ -183,7 +185,8 @@ def _run(job: Job, context: Context, profile: Profile, settings: Settings) -> in
             _ = context.out  # closed: say so before the work
         text = job.read(context)
         going = _load(profile, settings, text, job, context)
-        trace = stack.enter_context(_trace_of(job.trace, going)) if job.trace else None
+        traced = going.request, going.layout, settings
+        trace = stack.enter_context(open_trace(job.trace, *traced)) if job.trace else None
         context.signals.hold()  # a second Ctrl-C does not take away what there is
         consumers: list[View] = [] if trace is None else [trace]
         generation = decoded(going.request, consumers, lambda: _view(going), context.signals)
@@ -209,8 +212,11 @@ class _Going:
     state: ViewState
 
 
-def resolve(job: Job, context: Context) -> tuple[Profile, Settings]:
-    """The profile and every setting; a parameter of another strategy is named by its flag."""
+def resolve(job: Job, context: Context, seed: int | None = None) -> tuple[Profile, Settings]:
+    """The profile and every setting; a parameter of another strategy is named by its flag.
+
+    `seed` is for a run that nobody gave one; None draws it where it counts.
+    """
     from apdcli.load.profile import check_strategy, find_profile
     from apdcli.load.settings import Setting, Settings, choose_profile
 
@@ -224,8 +230,8 @@ def resolve(job: Job, context: Context) -> tuple[Profile, Settings]:
             f"{options.flag_of(error.field)} does not go with strategy {error.strategy}, {takes}"
         ) from error
     check_strategy(profile, settings.strategy)  # before gigabytes are loaded in vain
-    if settings["seed"].origin == "default" and settings.draws:
-        fresh = Setting(secrets.randbelow(2**32), "default")
+    if settings["seed"].origin == "default" and (settings.draws or seed is not None):
+        fresh = Setting(secrets.randbelow(2**32) if seed is None else seed, "default")
         settings = Settings({**settings.table, "seed": fresh})
     return profile, settings
 
@@ -292,17 +298,13 @@ def open_trace(path: str, request: Request, layout: Layout, settings: Settings) 
         token_bytes=request.pair.tokenizer.token_bytes,
         prompt_len=layout.start,
         settings=settings.as_json(),
-        versions=versions(),
+        versions=versions(settings),
         stop_ids=sorted(request.shared.stop_ids),
         stop=list(request.stop),
         skip_ids=sorted(request.pair.tokenizer.special_ids),
         given=layout.given,
         length=layout.length,
     )
-
-
-def _trace_of(path: str, going: _Going) -> TraceWriter:
-    return open_trace(path, going.request, going.layout, going.settings)
 
 
 def decoded(

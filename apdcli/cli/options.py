@@ -201,6 +201,9 @@ def with_flags(command: Callable[..., Any], flags: Sequence[Flag] = FLAGS) -> Ca
 
     @functools.wraps(command)
     def wrapped(**values: Any) -> Any:
+        for flag in flags:
+            if "FILE" in flag.metavar and values[flag.name] == "":  # -o "$UNSET"
+                raise UsageError(f"{flag.shown} is empty: it must name a file")
         return command(**values)
 
     signature = inspect.signature(command, eval_str=True)
@@ -302,6 +305,13 @@ def _check(name: str, value: Any, shown: str, hint: str) -> None:
             raise UsageError(f"{shown}: it must not be empty; {hint}") from error
         given = "''" if value == "" else value
         raise UsageError(f"{shown} {given}: it must be {error.allowed}; {hint}") from error
+
+
+def whole_number(text: str, flag: str, hint: str, least: int = 1) -> int:
+    """What the option says; raises UsageError for anything but an integer >= `least`."""
+    if not text.strip().isdecimal() or int(text) < least:
+        raise UsageError(f"{flag} {text}: it must be an integer >= {least}; {hint}")
+    return int(text)
 
 
 def _written(value: object) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from apdcli.cli.context import Context
+from apdcli.cli.main import INTERRUPTED
 from apdcli.cli.outputs import check_picture_name, check_writable
 from apdcli.cli.prompt import STDIN
 from apdcli.errors import InputError, UsageError, reason
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from apdcli.render.state import Event
     from apdcli.render.trace_reader import Trace
 
-INTERRUPTED = 130
 HELP_HINT = "see 'apd replay --help'"
 _NAP = 0.05  # how long Ctrl-C may wait
 

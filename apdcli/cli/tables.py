@@ -44,6 +44,15 @@ class Sheet:
         return self, Sheet(heads, rows)
 
 
+def aligned(sheet: Sheet) -> str:
+    """A table as text, its columns padded with spaces."""
+    widths = [max(map(len, column)) for column in zip(*sheet.lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(wide) for cell, wide in zip(line, widths, strict=True)).rstrip()
+        for line in sheet.lines
+    )
+
+
 def column_widths(sheet: Sheet, room: int) -> list[int] | None:
     """Widths at which a table is at most `room` wide and nothing is cut; None: there are none.
 
@@ -86,7 +95,7 @@ class Page:
         out = context.out
         self._encoding = out.encoding or "utf-8"
         self.columns = stream_size(out)()[0]
-        self._console = Console(
+        self.console = Console(
             file=out, width=self.columns, _environ=dict(context.environ), highlight=False
         )
 
@@ -96,12 +105,12 @@ class Page:
 
         for line in text.split("\n"):
             whole = line.startswith(_AS_IT_IS)
-            self._console.print(Text(self._safe(line), style=style), soft_wrap=whole)
+            self.console.print(Text(self.safe(line), style=style), soft_wrap=whole)
 
     def sheet(self, sheet: Sheet) -> None:
         """A table."""
         sheet = Sheet(
-            tuple(map(self._safe, sheet.heads)), [[*map(self._safe, row)] for row in sheet.rows]
+            tuple(map(self.safe, sheet.heads)), [[*map(self.safe, row)] for row in sheet.rows]
         )
         # As it is, or its columns as rows: better what fits whole than what has to be broken.
         shapes = [(one, column_widths(one, self.columns)) for one in sheet.both_ways]
@@ -131,7 +140,7 @@ class Page:
         for row in sheet.rows:
             cells = zip(row, widths, strict=True)
             table.add_row(*(Text(_broken(cell, size)) for cell, size in cells))
-        self._console.print(table)
+        self.console.print(table)
 
     def _stacked(self, sheet: Sheet) -> None:
         """Each row as lines of names and values; a blank line between rows."""
@@ -146,7 +155,7 @@ class Page:
             for head, value in zip(names, values, strict=True):
                 self.text(f"  {head}{' ' * (wide - width(head))}  {value}")
 
-    def _safe(self, text: str) -> str:
+    def safe(self, text: str) -> str:
         """What this terminal can show, and nothing that drives it."""
         return visible(text).encode(self._encoding, "replace").decode(self._encoding)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from apdcli.cli import generate
 from apdcli.cli.context import Context
 from apdcli.cli.loading import loading
+from apdcli.cli.main import INTERRUPTED
 from apdcli.cli.outputs import check_writable
 from apdcli.cli.progress import Progress
 from apdcli.cli.tune_options import Job
@@ -43,7 +44,7 @@ def run(job: Job, context: Context) -> int:
     from apdcli.load.tuned import check_tunable
     from apdcli.tune.space import knobs
 
-    profile, settings = generate.resolve(job, context)
+    profile, settings = generate.resolve(job, context, seed=0)
     own = {n: settings[n].value for n in strategy_info(settings.strategy).own_fields}
     knobs(settings.strategy, settings["max_tokens"].value, own)
     _ = context.out  # closed: say so before the work
@@ -51,14 +52,14 @@ def run(job: Job, context: Context) -> int:
         check_tunable(profile)
     if job.plot is not None:
         check_writable(job.plot)
-    task = None if job.prompts is not None else _task(job)
+    task = None if job.prompts is not None else _task(job, settings)
     ground = _ground(job, context, profile, settings, task)
     study = _study(job, context, ground)
     found = _search(job, context, ground, study)
     return _deliver(job, context, ground, study, found)
 
 
-def _task(job: Job) -> Task:
+def _task(job: Job, settings: Settings) -> Task:
     from apdcli.tasks.load import load_task
 
     return load_task(
@@ -67,7 +68,7 @@ def _task(job: Job) -> Task:
         scorer=job.scorer,
         allow_code=job.allow_code,
         limit=job.limit,
-        seed=job.flags["seed"],
+        seed=settings["seed"].value,
     )
 
 
@@ -109,7 +110,7 @@ def _prompts(job: Job, context: Context, pair: LoadedPair, settings: Settings) -
             pair,
             settings,
             limit=job.limit,
-            seed=job.flags["seed"],
+            seed=settings["seed"].value,
             progress=progress,
         )
 
@@ -139,7 +140,7 @@ def _search(job: Job, context: Context, ground: Ground, study: Study) -> Found:
             target=job.target,
             trials=job.trials,
             timeout=job.timeout,
-            seed=job.flags["seed"],
+            seed=ground.settings["seed"].value,
             interrupted=lambda: signals.interrupted,
             report=bar.show,
         )
@@ -156,7 +157,7 @@ def _deliver(job: Job, context: Context, ground: Ground, study: Study, found: Fo
             raise found.failure
         if interrupted:
             _note(job, context, _STOPPED)
-            return generate.INTERRUPTED
+            return INTERRUPTED
         what = "one token a step" if found.baseline is None else "a first setting"
         raise ApdError(
             f"{found.seconds:.0f} s were too short to measure {what} on "
@@ -188,7 +189,7 @@ def _deliver(job: Job, context: Context, ground: Ground, study: Study, found: Fo
     if interrupted:
         not_written = "; nothing was written" if job.write else ""
         _note(job, context, f"stopped{not_written}; the same command goes on")
-        return generate.INTERRUPTED
+        return INTERRUPTED
     if chosen is not None and chosen.candidate is None:
         raise ApdError(result.out_of_reach())
     return 0

@@ -10,7 +10,7 @@ import typer
 
 from apdcli.cli import generate, options
 from apdcli.cli.context import Context
-from apdcli.cli.options import OUTPUT, SAMPLING, Flag
+from apdcli.cli.options import OUTPUT, Flag
 from apdcli.errors import UsageError
 from apdcli.tune.space import TUNABLE
 from apdcli.tune.target import Target, parse_quality, parse_seconds, parse_speed
@@ -22,7 +22,6 @@ _KEPT = (
     *("strategy", "mixture_weight", "recompute_window", "max_lookahead", "k", "option"),
     *("quiet", "verbose", "device", "dtype", "quantize", "engine"),
 )
-_START = " The search begins there."
 _OTHERWISE = {
     "strategy": "Whose knobs are tuned; listed below [default: the profile's].",
     "quiet": "The result only: no progress bar.",
@@ -114,10 +113,7 @@ def _kept() -> list[Flag]:
         if flag.name in _OTHERWISE:
             flag = replace(flag, help=_OTHERWISE[flag.name])
         elif flag.name in _SEARCHED:
-            group = "Where the search begins"
-            flag = replace(flag, group=group, help=flag.help)
-        elif flag.name in ("temperature", "top_p", "top_k"):
-            flag = replace(flag, group=SAMPLING)
+            flag = replace(flag, group="Where the search begins")
         kept.append(flag)
     return sorted(kept, key=lambda flag: flag.group == OUTPUT)
 
@@ -186,7 +182,6 @@ class Job(generate.Job):
         if values["write"] and target is None:
             raise UsageError(f"--write needs a target that chooses a setting; {hint}")
         timeout = values["timeout"]
-        flags.setdefault("seed", 0)
         names = ("json", "quiet", "verbose", "task", "prompts", "scorer")
         given = {n: values[n] for n in (*names, "allow_code", "storage", "study", "plot", "write")}
         return cls(
@@ -199,8 +194,8 @@ class Job(generate.Job):
             no_live=True,
             no_stream=True,
             target=target,
-            limit=_count(values["limit"], "--limit", LIMIT, hint),
-            trials=_count(values["trials"], "--trials", TRIALS, hint),
+            limit=_count(values, "limit", LIMIT, hint),
+            trials=_count(values, "trials", TRIALS, hint),
             timeout=TIMEOUT_S if timeout is None else _with_hint(parse_seconds, timeout, hint),
             **given,
         )
@@ -226,12 +221,9 @@ def _with_hint(read: Callable[[str], Any], text: str, hint: str) -> Any:
         raise UsageError(f"{error}; {hint}") from error
 
 
-def _count(text: str | None, flag: str, default: int, hint: str) -> int:
-    if text is None:
-        return default
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise UsageError(f"{flag} {text}: it must be an integer >= 1; {hint}")
-    return int(text)
+def _count(values: Mapping[str, Any], name: str, default: int, hint: str) -> int:
+    text = values[name]
+    return default if text is None else options.whole_number(text, f"--{name}", hint)
 
 
 def _tune(**values: Any) -> Callable[[Context], int]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from apdcli.cli.context import Context
 from apdcli.cli.report import SYMBOLS, placed, versions
+from apdcli.cli.tables import Page, Sheet, aligned
 from apdcli.render.palette import depth_of
 from apdcli.render.plots import Kind, Picture, Point, terminal_plot
-from apdcli.render.safe import visible
 from apdcli.render.terminal import is_terminal, stream_size
 from apdcli.tasks.types import AGREEMENT, Task
 from apdcli.tune.front import Candidate, difference
@@ -242,25 +242,17 @@ def show(result: Result, context: Context) -> None:
     heads, rows = list(_HEADS), [list(row) for row in result.rows()]
     if not any(row[0] for row in rows):
         heads, rows = heads[1:], [row[1:] for row in rows]
-    widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
-    context.print(heading)
-    for line in (heads, *rows):
-        padded = "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True))
-        context.print(padded.rstrip())
-    for text in foot:
-        context.print(text)
+    context.print("\n".join([heading, aligned(Sheet(tuple(heads), rows)), *foot]))
 
 
 def _draw(result: Result, heading: str, foot: Sequence[str], context: Context) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    out = context.out
+    page, out = Page(context), context.out
     columns, rows = stream_size(out)()
-    console = Console(file=out, width=columns, _environ=dict(context.environ), highlight=False)
-    console.print(Text(visible(heading), style="bold"))
+    page.text(heading, style="bold")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     places = [n for n in range(len(_HEADS)) if columns >= _NARROW.get(n, 0)]
     for place in places:
@@ -268,9 +260,9 @@ def _draw(result: Result, heading: str, foot: Sequence[str], context: Context) -
         justify: Literal["left", "right"] = "left" if first else "right"
         table.add_column(Text(_HEADS[place]), justify=justify, no_wrap=not first)
     for row in result.rows():
-        cells = (Text(visible(row[place])) for place in places)
+        cells = (Text(page.safe(row[place])) for place in places)
         table.add_row(*cells, style="bold" if row[0] else "")
-    console.print(table)
+    page.console.print(table)
     encoding = (getattr(out, "encoding", None) or "utf-8").lower().replace("-", "")
     plot = terminal_plot(
         result.picture(),
@@ -282,7 +274,7 @@ def _draw(result: Result, heading: str, foot: Sequence[str], context: Context) -
     if plot:
         out.write(plot + "\n\n")
     for text in foot:
-        console.print(Text(visible(text)))
+        page.text(text)
 
 
 def envelope(result: Result, study: Study, ground: Ground, written: str | None) -> str:
@@ -333,7 +325,7 @@ def envelope(result: Result, study: Study, ground: Ground, written: str | None) 
     }
     for name, value in placed(ground.pair).items():
         table[name] = {"value": value, "from": ground.settings[f"denoiser_{name}"].origin}
-    return json.dumps({**made, "settings": table, "versions": versions()})
+    return json.dumps({**made, "settings": table, "versions": versions(ground.settings)})
 
 
 def _entry(result: Result, candidate: Candidate) -> dict[str, Any]:

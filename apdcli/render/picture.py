@@ -11,8 +11,9 @@ from rich.style import Style
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-from apdcli.errors import OutputError, UsageError, reason
+from apdcli.errors import UsageError
 from apdcli.render.layout import ahead, glyphs
+from apdcli.render.output_file import OutputFile
 from apdcli.render.palette import Look, Palette
 from apdcli.render.safe import visible
 from apdcli.render.state import ViewState
@@ -42,7 +43,7 @@ def export_picture(
     Args:
         path: ends in .svg or .html.
         state: finished, or stopped anywhere in between.
-        title: the window's title (SVG) or the page's (HTML).
+        title: the window's, in an SVG; an HTML page has none.
         prompt: a line to show above the answer.
         columns: the picture's width in characters.
 
@@ -54,7 +55,10 @@ def export_picture(
 
 
 def save_picture(path: str | Path, content: Text, title: str, *, columns: int = 80) -> None:
-    """Write text, as a terminal of that width would wrap it; raises what export_picture does."""
+    """Write text, as a terminal of that width would wrap it; raises what export_picture does.
+
+    The file is written whole or not at all.
+    """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (".svg", ".html"):
@@ -73,10 +77,8 @@ def save_picture(path: str | Path, content: Text, title: str, *, columns: int = 
         drawn = console.export_svg(title=visible(title), theme=_THEME)
     else:
         drawn = console.export_html(theme=_THEME)
-    try:
-        path.write_text(drawn, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write the picture {path}: {reason(error)}") from error
+    with OutputFile(path) as file:
+        file.write(drawn)
 
 
 def picture(state: ViewState, prompt: str = "", columns: int = 80) -> Text:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import html
 import io
 import math
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from apdcli.errors import OutputError, UsageError, reason
+from apdcli.errors import UsageError
+from apdcli.render.output_file import OutputFile
 from apdcli.render.palette import Depth, Look, Palette
 from apdcli.render.safe import visible
 
@@ -190,7 +189,7 @@ def _scale(axis: _Axis, wide: int) -> str:
 
 def check_plot_name(path: str) -> None:
     """Raise UsageError unless the name ends in a format that can be drawn."""
-    if not path.lower().endswith(PICTURES):
+    if Path(path).suffix.lower() not in PICTURES:
         raise UsageError(f"--plot {path}: it must end in {', '.join(PICTURES[:-1])} or .html")
 
 
@@ -209,18 +208,8 @@ def save_plot(path: str | Path, picture: Picture) -> None:
     drawn = _drawn(picture, "svg" if kind == "html" else kind)
     if kind == "html":
         drawn = _page(picture.title, drawn.decode("utf-8")).encode("utf-8")
-    target = Path(os.path.realpath(path))
-    try:
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(drawn)
-            Path(name).chmod(0o644)
-            Path(name).replace(target)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {reason(error)}") from error
+    with OutputFile(path) as file:
+        file.write(drawn)
 
 
 def _drawn(picture: Picture, kind: str) -> bytes:

@@ -45,6 +45,10 @@ PROMPT = "tell me a story"
         (("generate", "-O", "gamma=-1", PROMPT), ("-O gamma -1", "from 0")),
         (("generate", "-q", "-v", PROMPT), ("-q", "-v", "exclude")),
         (("generate", "--export", "x.png", PROMPT), ("--export x.png", ".svg", ".html")),
+        (("generate", "--export", ".svg", PROMPT), ("--export .svg", ".html")),
+        (("generate", "-o", "", PROMPT), ("-o/--output is empty: it must name a file",)),
+        (("--json", "generate", PROMPT), ("--json goes after the command: apd generate --json",)),
+        (("--version", "generate", PROMPT), ("--version is asked for without a command",)),
         (("generate", "two", "words"), ("words", "quotes")),
         (("generate", "--out", PROMPT), ("no option --out; did you mean --output? See 'apd gen",)),
         (("--verison",), ("no option --verison; did you mean --version? See 'apd --help'\n",)),
@@ -270,6 +274,19 @@ def test_an_unwritable_file_is_found_before_anything_is_read(
     ran = apd("generate", "-p", make_profile(denoiser=Path("gone")), PROMPT, flag, where)
     assert ran.status == 1
     assert f"cannot write {where}" in ran.complaint
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("-o", "--export"), ("-o", "--trace"), ("--trace", "--export")]
+)
+def test_two_outputs_are_two_files(
+    apd: Apd, make_profile: MakeProfile, tmp_path: Path, one: str, other: str
+) -> None:
+    path = make_profile(denoiser=Path("gone"))  # missing: the names are complained of first
+    ran = apd("generate", "-p", path, PROMPT, one, "x.svg", other, tmp_path / "x.svg")
+    assert ran.status == 2
+    assert "are one file" in ran.complaint
+    assert not (tmp_path / "x.svg").exists()
 
 
 def test_a_full_disk_under_the_trace_costs_no_answer(apd: Apd, profile: Path) -> None:

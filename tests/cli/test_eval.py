@@ -289,6 +289,20 @@ def test_a_bare_sweep_takes_the_strategys_values(apd: Apd) -> None:
     assert [p["value"] for p in ran["sweep"]["points"]] == [4, "all"]
 
 
+@pytest.mark.parametrize(
+    ("more", "setting"),
+    [
+        ((), {"value": True, "from": "default"}),
+        (("-O", "parallel=false"), {"value": False, "from": "flag"}),
+    ],
+)
+def test_a_sweep_of_klass_is_of_its_fast_form_unless_it_was_chosen(
+    apd: Apd, more: tuple[str, ...], setting: object
+) -> None:
+    args = ("--task", "copy", "--limit", "1", "--strategy", "klass", "--sweep", "0.1,1", "--json")
+    assert found(apd(*DEMO, *args, *more))["settings"]["parallel"] == setting
+
+
 def test_a_sweep_names_its_values_as_options_do() -> None:
     assert swept_values("max-lookahead=8,all", "mixture_weight") == ("max_lookahead", [8, "all"])
     assert swept_values("0.5,0.5,1", "mixture_weight") == ("mixture_weight", [0.5, 1])
@@ -337,6 +351,7 @@ def test_wrong_usage_is_status_2(apd: Apd, args: tuple[str, ...], pieces: tuple[
     [
         (("--task", "empty.jsonl"), ("empty.jsonl is empty",)),
         (("--task", "gone.jsonl"), ("gone.jsonl", "no such file")),
+        (("--task", "~nobody-here/t.jsonl"), ("~nobody-here/t.jsonl", "no such file")),
         (("--task", "damaged.jsonl"), ("damaged.jsonl, line 3", "not JSON")),
         (("--task", "unknown.jsonl"), ("unknown.jsonl, line 1", "exakt", "did you mean exact")),
         (("--task", "sort", "-o", "notes.txt"), ("notes.txt", "does not hold results")),

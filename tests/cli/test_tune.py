@@ -13,9 +13,10 @@ import pytest
 from apdcli.cli.context import Context
 from apdcli.cli.signals import Signals
 from apdcli.cli.tune import _Bar
-from apdcli.cli.tune_report import Result
+from apdcli.cli.tune_report import Result, show
 from apdcli.load.device_name import device_name
 from apdcli.load.profile import find_profile
+from apdcli.render.plots import Picture, Point
 from apdcli.tune.search import Progress as Where
 from tests.cli.conftest import Apd, MakeProfile, Ran, Stream
 
@@ -70,6 +71,7 @@ def test_json_has_everything_and_the_study_is_gone_on_with(tune: Any) -> None:
         assert 0 < speed["low"] <= speed["median"] <= speed["high"]
     assert "mixture_weight" not in first["settings"]
     assert first["settings"]["max_tokens"] == {"value": 8, "from": "flag"}
+    assert first["settings"]["seed"] == {"value": 0, "from": "default"}
     again = json.loads(tune("--json").out)
     assert again["tried"] == first["tried"]
     more = json.loads(tune("--json", "--trials", 5).out)
@@ -162,6 +164,23 @@ def test_a_picture(tune: Any, tmp_path: Path) -> None:
     assert (tmp_path / "f.html").read_text().startswith("<!DOCTYPE html>")
 
 
+def test_a_terminal_that_lacks_letters_gets_others_in_their_place() -> None:
+    row = (">", "R=0.5", "50.0 (1.0 to 99.0)", "-", "2.00", "9 (8 to 10)", "2.00")
+    result: Any = SimpleNamespace(
+        task=SimpleNamespace(name="café", items=[1], scorer="exact"),
+        device="cpu",
+        lines=lambda: ["chosen: 日"],
+        rows=lambda: [row],
+        picture=lambda: Picture((Point(9, 50, 1, 99, "chosen"),), "café"),
+    )
+    out = Stream(terminal=True)
+    out.reconfigure(encoding="ascii")
+    show(result, Context(None, out, Stream(), {"TERM": "xterm"}, Signals()))
+    shown = out.bytes().decode("ascii")
+    assert "caf?: 1 prompts" in shown
+    assert "chosen: ?" in shown
+
+
 def test_on_a_terminal(tune: Any) -> None:
     ran = tune("--target-speed", "0.01x", terminal=True)
     assert ran.status == 0
@@ -200,6 +219,11 @@ def test_ctrl_c_ends_it_with_the_result_so_far(tune: Any, profile: Path) -> None
     assert "tuned" not in profile.read_text(), "a search that was cut short writes nothing"
     fresh = tune("--study", "other", signals=pressed)
     assert (fresh.status, fresh.out, fresh.err) == (130, "", "")
+
+
+def test_the_seed_may_come_from_the_environment(tune: Any) -> None:
+    ran = tune("--json", "--trials", 1, environ={"APD_SEED": "5"})
+    assert json.loads(ran.out)["settings"]["seed"] == {"value": 5, "from": "environment"}
 
 
 def test_too_little_time(tune: Any) -> None:

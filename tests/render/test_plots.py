@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.text import Text
 
 from apdcli.errors import OutputError, UsageError
+from apdcli.render.picture import save_picture
 from apdcli.render.plots import Picture, Point, check_plot_name, save_plot, terminal_plot
 
 POINTS = (
@@ -93,6 +96,28 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
         check_plot_name("x.pdf")
     with pytest.raises(OutputError, match=r"cannot write .*p\.svg: no such file"):
         save_plot(tmp_path / "none" / "p.svg", PICTURE)
+
+
+def test_a_disk_that_is_full_keeps_the_picture_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p.svg"
+    path.write_text("the one before")
+    path.chmod(0o600)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        for save in (lambda: save_plot(path, PICTURE), lambda: save_picture(path, Text("a"), "t")):
+            with pytest.raises(OutputError, match="no space left"):
+                save()
+    assert path.read_text() == "the one before"
+    save_plot(path, PICTURE)
+    assert "<svg" in path.read_text()
+    assert os.name == "nt" or path.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == ["p.svg"]
 
 
 def test_matplotlib_is_loaded_only_to_save() -> None:
