@@ -152,6 +152,11 @@ class AnswersFile:
             record = None
         if not isinstance(record, dict) or not {"line", "input"} <= record.keys():
             raise self._strange(number)
+        settings = record.get("settings", {})
+        if not isinstance(settings, dict) or not all(
+            isinstance(entry, dict) and "value" in entry for entry in settings.values()
+        ):
+            raise self._strange(number)
         return record
 
     def _strange(self, number: int) -> UsageError:
@@ -165,11 +170,9 @@ def comparable(settings: Any) -> dict[str, Any]:
     """The values that decide what an answer is, of settings as --json has them."""
     table = json.loads(json.dumps(settings, default=str)) if isinstance(settings, dict) else {}
     return {
-        name: entry.get("value")
+        name: entry["value"]
         for name, entry in table.items()
-        if not name.endswith(_PLACES)
-        and isinstance(entry, dict)
-        and not (name == "seed" and entry.get("from") == "default")
+        if not name.endswith(_PLACES) and not (name == "seed" and entry.get("from") == "default")
     }
 
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from apdcli.cli import generate, options
 from apdcli.cli.chat_options import LATEST
 from apdcli.cli.context import Context
-from apdcli.cli.outputs import check_writable
+from apdcli.cli.outputs import check_apart, check_writable
 from apdcli.cli.variables import note_unknown
-from apdcli.errors import UsageError
+from apdcli.errors import ProfileError, UsageError
 from apdcli.render.terminal import can_draw, is_terminal, no_echo, stream_size
 
 if TYPE_CHECKING:
@@ -75,7 +75,15 @@ def run(job: Job, context: Context) -> int:
 
         kept = settings_in(session)
         job = _with_session(job, session, kept)
-    profile, settings = generate.resolve(job, context)
+    try:
+        profile, settings = generate.resolve(job, context)
+    except ProfileError as error:
+        if session is None or job.flags.get("profile") != session.profile:
+            raise
+        raise ProfileError(
+            f"session {session.name}: {error}; -p NAME goes on with another profile"
+        ) from error
+    check_apart({"--trace": job.trace, "--export": job.export})
     for path in (job.trace, job.export):
         if path is not None:
             check_writable(path)

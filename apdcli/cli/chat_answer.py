@@ -162,7 +162,10 @@ class Answering(ABC):
     def reply(
         self, request: TurnRequest, settings: Settings, typed: str | None = None
     ) -> tuple[Answered, list[OutputError]]:
-        """A turn as by :func:`answer`, and what could not be written of it."""
+        """A turn as by :func:`answer`, and what could not be written of it.
+
+        A trace that could not be written to its end is the last one.
+        """
         if request.left_out > self.talk.conversation.left_out:
             self.note_left_out(request.left_out)
         done = answer(
@@ -174,4 +177,6 @@ class Answering(ABC):
             tracing=self.tracing,
             typed=typed,
         )
+        if self.tracing.failure is not None:
+            self.tracing.turn_off()
         return done, [e for e in (done.unsaved, self.tracing.failure) if e is not None]

@@ -16,6 +16,7 @@ from apdcli.cli.chat_knobs import UNSET, fresh_seed, settings_in, shown
 from apdcli.cli.editor import run_editor
 from apdcli.cli.outputs import check_picture_name, check_writable
 from apdcli.errors import UsageError
+from apdcli.load.home import home_path
 from apdcli.words import plural
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def _sessions(loop: Loop, _: str) -> None:
 
 
 def _file(loop: Loop, name: str) -> None:
-    file = read_text_file(name.strip("\"'") if len(name) > 1 else name)
+    file = read_text_file(_unquoted(name))
     pending = joined([*loop.pending, file])
     again = ", once" if len(pending) == len(loop.pending) else ""
     loop.pending = pending
@@ -239,7 +240,7 @@ def _profile(loop: Loop, name: str) -> None:
 
 def _trace(loop: Loop, argument: str) -> None:
     switch, _, path = argument.partition(" ")
-    path = path.strip()
+    path = _path(path.strip())
     if not switch:
         goes = loop.tracing.next_path()
         loop.screen.note(f"the next answer's steps go to {goes}" if goes else "no trace")
@@ -275,9 +276,20 @@ def _copy(loop: Loop, _: str) -> None:
 def _export(loop: Loop, path: str) -> None:
     from apdcli.chat.picture import export_chat
 
+    path = _path(path)
     check_picture_name(path, "as in /export chat.svg", "/export")
     export_chat(path, loop.talk.turns, loop.talk.states)
     loop.screen.note(f"drawn to {path}")
+
+
+def _unquoted(name: str) -> str:
+    """A file's name, which Tab puts in quotes where it has a space."""
+    return name.strip("\"'") if len(name) > 1 else name
+
+
+def _path(name: str) -> str:
+    """The file that a command writes; "" for none."""
+    return str(home_path(_unquoted(name))) if name else ""
 
 
 def _last(loop: Loop) -> Turn:

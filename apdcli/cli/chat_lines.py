@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from apdcli.cli.chat_answer import Answered, Answering, Tracing
-from apdcli.cli.generate import INTERRUPTED, View
-from apdcli.cli.lines import Asked, Line, id_of, read_line
-from apdcli.cli.main import FAILED, outcome
-from apdcli.errors import InputError, reason
+from apdcli.cli.generate import View
+from apdcli.cli.lines import Asked, Line, id_of, lines_of, read_line
+from apdcli.cli.main import FAILED, INTERRUPTED, outcome
+from apdcli.errors import InputError
 from apdcli.render.terminal import is_terminal
 from apdcli.words import plural
 
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from apdcli.chat.talk import Talk
     from apdcli.cli.chat_knobs import Knobs
     from apdcli.cli.context import Context
+    from apdcli.errors import OutputError
     from apdcli.load.settings import Settings
     from apdcli.render import ViewState
-
-_MOST_BYTES = 64 * 2**20
 
 
 class Lines(Answering):
@@ -54,9 +53,7 @@ class Lines(Answering):
             self.context.say("one message a line; Ctrl-D ends")
         for line in _lines(self.context):
             try:
-                asked = self._asked(line)
-                if self._answer(line, asked) == "interrupted":
-                    return INTERRUPTED
+                failures = self._answer(line, self._asked(line))
             except (OSError, KeyboardInterrupt):  # nobody reads any more; Ctrl-C
                 raise
             except Exception as error:
@@ -64,6 +61,12 @@ class Lines(Answering):
                     raise
                 status = FAILED
                 self._complain(line, outcome(error)[1])
+                continue
+            for failure in failures:  # the line has its answer: nothing more goes to stdout
+                status = FAILED
+                self._say(line, str(failure))
+            if signals.interrupted:  # also after the last step, when no answer is cut short
+                return INTERRUPTED
         return status
 
     def _asked(self, line: Line) -> Asked:
@@ -80,14 +83,13 @@ class Lines(Answering):
         if self._verbose:
             self.context.say(f"the context is full: the first {plural(count, 'message')} left out")
 
-    def _answer(self, line: Line, asked: Asked) -> str:
+    def _answer(self, line: Line, asked: Asked) -> list[OutputError]:
+        """Answer a line; what could not be written beside the answer."""
         settings = self.settings(**asked.settings)
         assert isinstance(asked.prompt, str)
         done, failures = self.reply(self.talk.prepare(asked.prompt, settings), settings)
         self._deliver(line, asked, settings, done)
-        for error in failures:
-            raise error
-        return done.generation.finish_reason
+        return failures
 
     @contextlib.contextmanager
     def view(self, state: ViewState) -> Iterator[View]:
@@ -104,7 +106,7 @@ class Lines(Answering):
         if self._json:
             from apdcli.cli.report import envelope
 
-            whole = envelope(done.generation, settings, self.talk.pair)
+            whole = envelope(done.generation, settings, self.talk.pair, asked.settings)
             self._print({**_head(line, asked.id), **whole})
         elif not self._streams:
             self.context.print(done.generation.text.removesuffix("\n"))
@@ -117,6 +119,9 @@ class Lines(Answering):
         if self._json:  # in the answer's place, so that whoever waits for a line gets one
             id_ = id_of(line, self._is_object(line))
             self._print({**_head(line, id_), "error": why})
+        self._say(line, why)
+
+    def _say(self, line: Line, why: str) -> None:
         self.context.say(f"apd: line {line.number}: {why}")
 
     def _print(self, record: dict[str, Any]) -> None:
@@ -128,26 +133,7 @@ def _head(line: Line, id_: Any) -> dict[str, Any]:
 
 
 def _lines(context: Context) -> Iterator[Line]:
-    """Each line as it comes; blank ones are passed over."""
     if context.stdin is None:
         raise InputError("standard input is closed: there is nobody to talk to")
     stdin: Any = getattr(context.stdin, "buffer", context.stdin)
-    number = 0
-    while True:
-        try:
-            data = stdin.readline(_MOST_BYTES + 1)
-        except OSError as error:
-            raise InputError(f"standard input cannot be read: {reason(error)}") from error
-        except ValueError:  # closed
-            return
-        if not data:
-            return
-        number += 1
-        data = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
-        if len(data) > _MOST_BYTES:
-            raise InputError(f"line {number} is longer than {_MOST_BYTES >> 20} MiB")
-        data = data.rstrip(b"\r\n")
-        if number == 1:
-            data = data.removeprefix(b"\xef\xbb\xbf")
-        if data.strip():
-            yield Line(number, data)
+    return lines_of(stdin, "standard input")

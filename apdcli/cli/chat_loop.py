@@ -189,8 +189,6 @@ class Loop(Answering):
             )
         for error in failures:
             screen.error(str(error))
-        if self.tracing.failure is not None:
-            self.tracing.turn_off()
         return done
 
     @contextlib.contextmanager
@@ -226,6 +224,6 @@ class Loop(Answering):
         if self.context.debug:
             import traceback
 
-            self.context.tell("".join(traceback.format_exception(error)))
+            self.context.tell("".join(traceback.format_exception(error)), foreign=True)
         _, line = outcome(error)
         self.screen.error(line)

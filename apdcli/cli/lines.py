@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 
 from apdcli.cli.context import Context
 from apdcli.cli.options import FLAGS, OWN_FIELDS, SETTINGS
+from apdcli.cli.prompt import STDIN
 from apdcli.errors import InputError, ParameterError, reason
 from apdcli.render.terminal import is_terminal
 
-STDIN = "-"
 _JSON_LINES = (".jsonl", ".ndjson")
 _MOST_BYTES = 64 * 2**20
 _LOADED = ("profile", "device", "dtype", "quantize", "engine")  # the pair is loaded once
@@ -100,7 +100,8 @@ def open_source(path: str, json_lines: bool, context: Context) -> Iterator[Sourc
         if stdin is None or is_terminal(stdin):
             raise InputError("nothing is piped to standard input; name a file: --input FILE")
         file: Any = getattr(stdin, "buffer", stdin)
-        yield Source("standard input", json_lines, None, True, lambda: _lines(file, path))
+        name = "standard input"
+        yield Source(name, json_lines, None, True, lambda: lines_of(file, name))
         return
     try:
         opened = Path(path).open("rb")  # noqa: SIM115 - closed below
@@ -108,29 +109,39 @@ def open_source(path: str, json_lines: bool, context: Context) -> Iterator[Sourc
         raise _unreadable(path, error) from error
     with opened:
         regular = Path(path).is_file()
-        total = sum(1 for _ in _lines(opened, path)) if regular else None
+        total = sum(1 for _ in lines_of(opened, path)) if regular else None
         if regular:
             opened.seek(0)
-        yield Source(path, json_lines, total, not regular, lambda: _lines(opened, path))
+        yield Source(path, json_lines, total, not regular, lambda: lines_of(opened, path))
 
 
-def _lines(file: BinaryIO, path: str) -> Iterator[Line]:
+def lines_of(file: BinaryIO, name: str) -> Iterator[Line]:
+    """The lines of a stream as they come; blank ones are passed over.
+
+    Raises:
+        InputError: it cannot be read, or a line is longer than any context; `name` is in both.
+    """
     number = 0
-    try:
-        while data := file.readline(_MOST_BYTES + 1):
-            number += 1
-            if len(data) > _MOST_BYTES:
-                raise InputError(f"{path}: line {number} is longer than {_MOST_BYTES >> 20} MiB")
-            data = data.removesuffix(b"\n").removesuffix(b"\r")
-            data = data.removeprefix(b"\xef\xbb\xbf") if number == 1 else data
-            if data.strip():
-                yield Line(number, data)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    while True:
+        try:
+            data = file.readline(_MOST_BYTES + 1)
+        except OSError as error:
+            raise _unreadable(name, error) from error
+        except ValueError:  # closed
+            return
+        if not data:
+            return
+        number += 1
+        if len(data) > _MOST_BYTES:
+            raise InputError(f"{name}: line {number} is longer than {_MOST_BYTES >> 20} MiB")
+        data = data.removesuffix(b"\n").removesuffix(b"\r")
+        data = data.removeprefix(b"\xef\xbb\xbf") if number == 1 else data
+        if data.strip():
+            yield Line(number, data)
 
 
-def _unreadable(path: str, error: OSError) -> InputError:
-    return InputError(f"cannot read {path}: {reason(error)}")
+def _unreadable(name: str, error: OSError) -> InputError:
+    return InputError(f"cannot read {name}: {reason(error)}")
 
 
 def id_of(line: Line, json_lines: bool) -> Any:

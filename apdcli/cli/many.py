@@ -18,8 +18,9 @@ from apdcli.cli import generate
 from apdcli.cli.answers import Answers, AnswersFile, StreamedAnswers
 from apdcli.cli.context import Context
 from apdcli.cli.lines import Asked, Line, Source, id_of, open_source, read_line
+from apdcli.cli.main import INTERRUPTED
 from apdcli.cli.progress import Progress
-from apdcli.errors import ApdError, InputError, UsageError
+from apdcli.errors import ApdError, InputError, ParameterError, UsageError
 from apdcli.render.terminal import is_terminal
 from apdcli.words import plural
 
@@ -144,7 +145,7 @@ class _Many:
                 context.say(
                     f"stopped after {plural(self.done, 'line')}; the same command goes on there"
                 )
-            return generate.INTERRUPTED
+            return INTERRUPTED
         if watched:
             seconds = time.perf_counter() - self.began
             context.say(
@@ -166,7 +167,12 @@ class _Many:
         settings = self.settings
         if asked.settings:
             job = replace(self.job, flags={**self.job.flags, **asked.settings})
-            _, settings = job.settle(self.profile, self.context.environ)
+            try:
+                _, settings = job.settle(self.profile, self.context.environ)
+            except UsageError as error:
+                if isinstance(error.__cause__, ParameterError):  # a line has no flags to name
+                    raise error.__cause__ from None
+                raise
             check_strategy(self.profile, settings.strategy)
         if settings["seed"].origin == "default" and settings.draws:
             settings = Settings({**settings.table, "seed": Setting(self.seed, "default")})
@@ -216,9 +222,7 @@ class _Many:
             tokens = 0
         else:
             assert checked.settings is not None
-            record |= envelope(result, checked.settings, pair)
-            for name in own:
-                record["settings"][name]["from"] = "line"
+            record |= envelope(result, checked.settings, pair, own)
             tokens = len(result.token_ids)
         with self.progress.aside():
             self.answers.write(record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -40,9 +40,17 @@ def versions(settings: Settings | None = None) -> dict[str, str]:
     return found
 
 
-def envelope(generation: Generation, settings: Settings, pair: LoadedPair) -> dict[str, Any]:
-    """The object of `--json`."""
+def envelope(
+    generation: Generation, settings: Settings, pair: LoadedPair, own: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The object of `--json`.
+
+    Args:
+        own: names of the settings that the line which asked has brought itself.
+    """
     table = settings.as_json()
+    for name in own:
+        table[name]["from"] = "line"
     for name, value in placed(pair).items():
         table[name] = {"value": value, "from": settings[f"denoiser_{name}"].origin}
     return {**asdict(generation), "settings": table, "versions": versions(settings)}

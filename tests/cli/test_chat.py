@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 import apdcli
 from apdcli.chat.sessions import Session, Store
+from apdcli.cli.signals import Signals
 from tests.cli.conftest import Apd
 
 TALK = ("My name is Mia.", "I have 25 coins.", "What is my name?")
@@ -63,6 +66,7 @@ def test_json_lines(apd: Apd, profile: Path) -> None:
     assert [r.get("id") for r in records] == ["a", None, None]
     assert all(sum(r["accepted"]) == len(r["token_ids"]) for r in records)
     assert records[0]["settings"]["recompute_window"] == {"value": "all", "from": "flag"}
+    assert records[2]["settings"]["recompute_window"] == {"value": "all", "from": "line"}
 
 
 BAD = [
@@ -134,6 +138,14 @@ def test_a_script_can_go_on_with_a_session(apd: Apd, profile: Path, data: Path) 
     assert [t.answer for t in said] == fresh_answers(profile, TALK, recompute_window="all")
 
 
+def test_a_session_whose_profile_is_gone_can_go_on_with_another(apd: Apd, data: Path) -> None:
+    Store(data / "sessions").save(Session("bot", "gone"))
+    said = apd("chat", "--resume", "bot", stdin="hi").complaint
+    assert "session bot: no profile is called 'gone'" in said
+    assert "-p NAME goes on with another profile" in said
+    assert "-p NAME" not in apd("chat", "--resume", "bot", "-p", "gome", stdin="hi").complaint
+
+
 def test_settings_that_waited_for_another_strategy_still_wait(
     apd: Apd, profile: Path, data: Path
 ) -> None:
@@ -191,6 +203,38 @@ def test_traces_of_a_chat_can_be_played(apd: Apd, profile: Path, tmp_path: Path)
     for name, text in zip(("t.jsonl", "t-2.jsonl", "t-3.jsonl"), texts, strict=True):
         played = apd("replay", name, stdin=b"")
         assert played.out.removesuffix("\n") == text.removesuffix("\n")
+
+
+class Late(Signals):
+    """Ctrl-C comes when the last step of an answer is done."""
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        with super().held():
+            yield
+            self.interrupted = True
+
+
+def test_ctrl_c_after_the_last_step_begins_no_other_answer(apd: Apd, profile: Path) -> None:
+    ran = apd("chat", "-p", profile, "--json", stdin="\n".join(TALK), signals=Late())
+    assert ran.status == 130
+    (record,) = map(json.loads, ran.out.splitlines())
+    assert record["finish_reason"] != "interrupted"
+
+
+def test_a_trace_that_fails_costs_no_answer_and_no_turn_of_a_script(
+    apd: Apd, profile: Path
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    args, talk = ("chat", "-p", profile, "--json"), "\n".join(TALK)
+    ran, plain = apd(*args, "--trace", "/dev/full", stdin=talk), apd(*args, stdin=talk)
+    said, want = ([json.loads(line) for line in r.out.splitlines()] for r in (ran, plain))
+    assert [r["text"] for r in said] == [r["text"] for r in want]  # a line in, a line out
+    assert ran.status == 1
+    assert ran.err.count("\n") == 1
+    assert "line 1: the trace /dev/full ends early" in ran.err
+    assert not Path("/dev/full-2").exists()
 
 
 def test_help_loads_neither_torch_nor_prompt_toolkit() -> None:

@@ -100,6 +100,10 @@ BAD = [
     ({"prompt": "a", "profile": "demo"}, "the same for all lines"),
     ({"prompt": "a", "raw": 1}, "true or false"),
     ({"prompt": "a", "k": 2}, "'k'"),
+    (
+        {"prompt": "a", "strategy": "threshold", "block_length": 7, "max_tokens": 10},
+        "block_length = 7: it must be",
+    ),
     ({"prompt": "word " * 3000}, "no room"),
 ]
 
@@ -168,6 +172,9 @@ def test_an_output_of_something_else_is_left_alone(apd: Apd, profile: Path, text
     assert "with max_tokens = 6, and now it is 7" in refused(*args, "-n", 7)
     assert "something else" in refused(*args, "-n", 6, holding=b"my notes\n")
     assert "something else" in refused(*args, "-n", 6, holding=b"my notes")
+    for settings in (b"[]", b'{"seed": 1}', b'{"seed": {}}'):
+        odd = b'{"line": 1, "input": "", "settings": %s}\n' % settings
+        assert "something else" in refused(*args, "-n", 6, holding=odd)
     assert "something else" in refused(*args, "-n", 6, holding=whole + b'{"line": 9')
     texts.write_text("\n".join(PROMPTS[:2]))
     assert "4 answers and" in refused(*args, "-n", 6)
