@@ -38,4 +38,4 @@ def run_editor(path: Path, context: Context) -> None:
             continue
     context.signals.rearm()
     if status != 0:
-        raise UsageError(f"the editor {command!r} ended with status {status}; nothing was done")
+        raise UsageError(f"the editor {command!r} ended with status {status}")

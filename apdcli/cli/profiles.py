@@ -169,6 +169,10 @@ def _edit(name: Name) -> Todo:
         before = path.read_bytes()
         try:
             run_editor(path, context)
+        except UsageError as error:
+            if path.is_file() and path.read_bytes() == before:
+                raise
+            raise UsageError(f"{error}; {path} is as it left it") from error
         finally:
             unchanged = copied and path.is_file() and path.read_bytes() == before
             if unchanged:

@@ -204,14 +204,14 @@ def install(name: str, environ: Mapping[str, str]) -> list[Path]:
     text = script(name)
     shell = SHELLS[{"pwsh": "powershell"}.get(name, name)]
     written: list[Path] = []
-    home = shell.home(environ)
+    home = target = shell.home(environ)
     try:
-        if not home.is_file() or home.read_text(encoding="utf-8") != text:
+        if not home.is_file() or home.read_bytes() != text.encode():
             home.parent.mkdir(parents=True, exist_ok=True)
-            home.write_text(text, encoding="utf-8", newline="\n")
+            home.write_bytes(text.encode())
             written.append(home)
         if shell.start is not None:
-            start = shell.start(environ)
+            start = target = shell.start(environ)
             quoted = str(home).replace("'", "''" if shell.script is _POWERSHELL else "'\\''")
             line = shell.naming.format(quoted)
             before = start.read_bytes() if start.exists() else b""
@@ -221,8 +221,8 @@ def install(name: str, environ: Mapping[str, str]) -> list[Path]:
                 with start.open("ab") as file:  # what the user has there is never rewritten
                     file.write(gap + line.encode() + b"\n")
                 written.append(start)
-    except (OSError, UnicodeDecodeError) as error:
-        raise OutputError(f"cannot write {home}: {reason(error)}") from error
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {reason(error)}") from error
     return written
 
 

@@ -403,6 +403,13 @@ def started_by_no_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getppid", os.getpid)
 
 
+def test_the_file_that_cannot_be_written_is_named(apd: Apd, environ: dict[str, str]) -> None:
+    start = Path(environ["HOME"]) / ".bashrc"
+    start.mkdir()
+    ran = apd("--install-completion", "bash", environ={"HOME": environ["HOME"]})
+    assert f"cannot write {start}: is a folder" in ran.complaint
+
+
 @pytest.mark.usefixtures("started_by_no_shell")
 def test_installing_twice_changes_nothing_the_second_time(
     apd: Apd, environ: dict[str, str]

@@ -100,6 +100,11 @@ def test_edit_of_a_shipped_profile_makes_it_ones_own(apd: Apd, tmp_path: Path) -
     ran = apd("profiles", "edit", "demo", environ=failing)
     assert (ran.status, own.exists()) == (2, False)
     assert "ended with status 3" in ran.complaint
+    leaves = editor(tmp_path, 'path.write_text(text + "# half\\n"); sys.exit(3)')
+    ran = apd("profiles", "edit", "demo", environ=leaves)
+    assert (ran.status, own.read_bytes()) == (2, before + b"# half\n")
+    assert f"ended with status 3; {own} is as it left it" in ran.complaint
+    own.unlink()
     adds = editor(tmp_path, 'text += "# mine\\n"')
     ran = apd("profiles", "edit", "demo", environ=adds, terminal=True)
     assert (ran.status, ran.out) == (0, f"{own}\n")
