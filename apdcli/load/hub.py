@@ -11,6 +11,7 @@ from pathlib import Path
 
 from apdcli.errors import ModelError
 from apdcli.load.files import one_line
+from apdcli.load.home import home_path
 
 EMBEDDED = "embedded:"
 _EMBEDDED_PARTS = ("denoiser", "verifier")
@@ -36,7 +37,7 @@ def resolve_model(
     """
     if model.startswith(EMBEDDED):
         return _embedded(model)
-    folder = (base or Path()) / Path(model).expanduser()
+    folder = (base or Path()) / home_path(model)
     if folder.is_dir():
         return folder
     if folder.exists():

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams, strategy_info
 from apdcli.errors import ParameterError, ProfileError, UsageError, reason
+from apdcli.load.home import home_path
 from apdcli.load.hub import is_hub_id
 
 DEFAULT_PROFILE = "demo"
@@ -193,7 +194,7 @@ def list_profiles() -> list[ProfileEntry]:
 def user_profiles_dir(environ: Mapping[str, str] | None = None) -> Path:
     """Where the user's profiles live; APD_CONFIG_DIR replaces the platform's config folder."""
     own = (os.environ if environ is None else environ).get("APD_CONFIG_DIR")
-    config = Path(own).expanduser() if own else platformdirs.user_config_path("apd", False)
+    config = home_path(own) if own else platformdirs.user_config_path("apd", False)
     return config / "profiles"
 
 
@@ -226,7 +227,7 @@ def _named() -> dict[str, tuple[Path, Source]]:
 def _locate(name_or_path: str | Path) -> tuple[Path, Source]:
     name = str(name_or_path)
     if isinstance(name_or_path, Path) or name.endswith(".toml") or "/" in name or os.sep in name:
-        path = Path(name).expanduser()
+        path = home_path(name)
         if not path.is_file():
             raise ProfileError(_not_a_profile(name, path))
         return path, "file"

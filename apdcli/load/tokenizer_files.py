@@ -98,7 +98,10 @@ def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]
         if not isinstance(index, int):
             raise ModelError(f"{folder / ADDED}: the id of {text!r} must be a number: {index!r}")
         tokens[index] = AddedToken(text, normalized=False, special=False)
-    for key, value in (config.get("added_tokens_decoder") or {}).items():
+    decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise ModelError(f"{folder / CONFIG}: added_tokens_decoder must be a table of tokens")
+    for key, value in decoder.items():
         try:
             flags = {
                 name: bool(value.get(name, False))
@@ -114,9 +117,9 @@ def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]
 
 def _from_json(path: Path, added: dict[int, AddedToken]) -> tokenizers.Tokenizer:
     table = read_json(path)
-    if "ByteLevel" not in repr(table.get("decoder")) or (table.get("model") or {}).get(
-        "type"
-    ) not in ("BPE", None):
+    model = table.get("model")
+    kind = model.get("type") if isinstance(model, dict) else None
+    if "ByteLevel" not in repr(table.get("decoder")) or kind not in ("BPE", None):
         raise ModelError(f"{path}: only byte-level BPE tokenizers are supported")
     try:
         made = tokenizers.Tokenizer.from_file(str(path))

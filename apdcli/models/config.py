@@ -70,7 +70,7 @@ class ModelConfig:
                 change the numbers and is not supported (RoPE scaling, sliding windows).
         """
         family = config.get("model_type")
-        if family not in _FAMILIES:
+        if not isinstance(family, str) or family not in _FAMILIES:
             raise ModelError(
                 f"{where}: model_type is {family!r}, which apd does not know; "
                 f"known families: {', '.join(sorted(_FAMILIES))}"
@@ -115,6 +115,12 @@ class _Reader:
             raise ModelError(f"{self.where}: {key} must be a positive number, not {value!r}")
         return float(value)
 
+    def table(self, key: str) -> Mapping[str, Any]:
+        value = self.config.get(key) or {}
+        if not isinstance(value, Mapping):
+            raise ModelError(f"{self.where}: {key} must be a table, not {value!r}")
+        return value
+
     def token_id(self, key: str) -> int:
         value = self.config.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -137,8 +143,7 @@ class _Reader:
 
 def _rope_theta(reader: _Reader) -> float:
     """RoPE base; transformers 5 writes it inside `rope_parameters`, earlier ones at top level."""
-    rope = reader.config.get("rope_parameters") or {}
-    scaling = reader.config.get("rope_scaling") or {}
+    rope, scaling = reader.table("rope_parameters"), reader.table("rope_scaling")
     for table in (rope, scaling):
         kind = table.get("rope_type", table.get("type", "default"))
         if kind != "default":

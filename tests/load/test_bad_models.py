@@ -71,6 +71,14 @@ def test_unknown_family(copy: Copy) -> None:
     assert "known families: Dream, llada, qwen2" in text
 
 
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling", "model_type"])
+@pytest.mark.parametrize("value", ["linear", ["linear"]])
+def test_config_with_a_value_of_another_kind(copy: Copy, key: str, value: object) -> None:
+    folder = copy("hub_dream")
+    edit(folder / "config.json", **{key: value})
+    assert f"{folder / 'config.json'}: {key} " in message(folder)
+
+
 def test_config_with_a_wrong_value(copy: Copy) -> None:
     folder = copy("hub_dream")
     edit(folder / "config.json", num_hidden_layers="two")

@@ -60,7 +60,17 @@ def test_folders(
 
 
 @pytest.mark.parametrize(
-    "model", ["./none", "../none", "/none/at/all", "~/none", "a/b/c", "x/model.safetensors", "a/"]
+    "model",
+    [
+        "./none",
+        "../none",
+        "/none/at/all",
+        "~/none",
+        "~nobody-x/y",
+        "a/b/c",
+        "x/model.safetensors",
+        "a/",
+    ],
 )
 def test_paths_are_never_fetched(model: str, tmp_path: Path, hub: list[dict[str, Any]]) -> None:
     assert "not found" in says(model, base=tmp_path)

@@ -158,7 +158,7 @@ def test_a_model_in_place_of_a_profile(
     (config_dir / "profiles" / "broken.toml").write_text("[")
     (config_dir / "profiles" / "mine.toml").write_text('[denoiser]\nmodel = "someone/Model"\n')
     assert "-p mine" in said("someone/Model")
-    for path in ("gone/x.toml", "./gone", "a/b/c", "~/gone"):
+    for path in ("gone/x.toml", "./gone", "a/b/c", "~/gone", "~nobody-x/y"):
         assert said(path).endswith("not found")
 
 

@@ -300,7 +300,13 @@ def test_a_verifier_without_a_token_differs(dream: Tokenizer, copy: Copy) -> Non
             '{"tokenizer_class": "DreamTokenizer", "added_tokens_decoder": {"a": 1}}',
             "added_tokens_decoder.a is not a token",
         ),
+        (
+            "tokenizer_config.json",
+            '{"tokenizer_class": "DreamTokenizer", "added_tokens_decoder": ["a"]}',
+            "added_tokens_decoder must be a table",
+        ),
         ("tokenizer.json", "{", "is damaged (not JSON"),
+        ("tokenizer.json", '{"decoder": {"type": "ByteLevel"}, "model": "BPE"}', "is damaged"),
         ("tokenizer.json", '{"model": {"type": "Unigram"}}', "only byte-level BPE"),
         ("tokenizer.json", '{"decoder": {"type": "ByteLevel"}}', "is damaged"),
     ],
