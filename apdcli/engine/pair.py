@@ -18,7 +18,13 @@ from apdcli.load import tokenizer as tokenizers
 from apdcli.load.chat_template import as_messages
 from apdcli.load.hub import resolve_model
 from apdcli.load.layout import read_config
-from apdcli.load.profile import DEFAULT_PROFILE, ModelSection, Profile, find_profile
+from apdcli.load.profile import (
+    DEFAULT_PROFILE,
+    ModelSection,
+    Profile,
+    check_value,
+    find_profile,
+)
 from apdcli.load.quantize import check_quantize
 from apdcli.load.settings import Settings, resolve_settings
 from apdcli.load.tokenizer import Tokenizer
@@ -249,6 +255,7 @@ def load_denoiser(
     model: str | Path, *, device: str = "auto", dtype: str = "auto", quantize: str = "none"
 ) -> LoadedDenoiser:
     """Load one denoiser from a folder or a hub id; errors as in :func:`load_pair`."""
+    check_value("quantize", quantize)
     folder = resolve_model(str(model), base=None, revision=None)
     net = load_transformer(folder, device=resolve_device(device), dtype=dtype, quantize=quantize)
     return LoadedDenoiser(net, tokenizers.load_tokenizer(folder))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import apdcli
 from apdcli.engine.eager import EagerDenoiser, EagerVerifier, banned_ids
-from apdcli.errors import PromptError
+from apdcli.errors import ParameterError, PromptError
 from tests.conftest import DATA, MASK, VOCAB, Nets
 
 
@@ -77,6 +77,11 @@ def test_banned_ids_are_never_finite(nets: Nets) -> None:
         rows = engine.logits(torch.tensor([5, MASK]), 0, 1)
     assert rows.shape == (1, 30)
     assert rows.isfinite().flatten().nonzero().flatten().tolist() == list(range(10, 20))
+
+
+def test_public_denoiser_refuses_a_format_that_there_is_not() -> None:
+    with pytest.raises(ParameterError, match="quantize = 'int3': it must be one of none, int8"):
+        apdcli.load_denoiser(DATA / "hub_dream", quantize="int3")
 
 
 def test_public_denoiser_bans_what_the_tokenizer_lacks() -> None:
