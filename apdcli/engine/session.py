@@ -126,11 +126,13 @@ class Request:
         )
 
     def _contiguous(self, steps: Sequence[StepEvent]) -> tuple[list[int], list[int]]:
-        """Ids up to the first gap or end token, and how many of them each step committed."""
+        """Ids up to the first gap, end token or stop string; how many each step committed."""
         n = len(self.prompt_ids)
         placed = {position: id_ for step in steps for position, id_ in step.committed}
         ids: list[int] = []
         self._extend(ids, placed)
+        # In any order, what follows a stop string may have been there before it.
+        ids = ids[: self._completes_stop(ids) if self.stop else None]
         end = n + len(ids)
         return ids, [sum(p < end for p, _ in step.committed) for step in steps]
 

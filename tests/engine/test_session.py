@@ -91,6 +91,21 @@ def test_a_stop_string_ends_the_answer_before_it(pair: LoadedPair, strategy: str
     assert sum(e.accepted for e in steps) == len(done.token_ids)
 
 
+@pytest.mark.parametrize("strategy", ["entropy", "random"])
+def test_what_stood_behind_a_stop_string_is_no_part_of_the_answer(
+    pair: LoadedPair, strategy: str
+) -> None:
+    """In any order it may have been written first."""
+    options: dict[str, Any] = {"strategy": strategy, "max_tokens": 12, "seed": 1}
+    whole = apdcli.generate(pair, QUESTION, **options)
+    stop = whole.text[:1]
+    done = apdcli.generate(pair, QUESTION, stop=[stop], **options)
+    assert (done.text, done.finish_reason) == ("", "stop")
+    assert len(whole.token_ids) > 1
+    assert done.token_ids == whole.token_ids[:1]
+    assert sum(done.accepted) == 1
+
+
 def test_a_stop_string_that_never_comes_changes_nothing(pair: LoadedPair) -> None:
     assert (
         apdcli.generate(pair, QUESTION, stop=["@@never@@"]).token_ids
