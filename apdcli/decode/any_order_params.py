@@ -13,6 +13,7 @@ from apdcli.decode.checks import Window, check, is_int, is_real, is_window
 
 CACHES = ("none", "prefix", "dual")
 SCHEDULES = ("dream", "llada")
+MOST_STEPS = 100_000  # steps that commit nothing are passed over one by one
 
 
 def _unit(name: str, value: object) -> None:
@@ -33,7 +34,8 @@ def _switch(name: str, value: object) -> None:
 
 
 def _schedule(steps: object, schedule: object) -> None:
-    check(steps is None or is_int(steps, 1), "steps", steps, "an integer >= 1")
+    fits = steps is None or (is_int(steps, 1) and is_real(steps, 1, MOST_STEPS))
+    check(fits, "steps", steps, f"an integer from 1 to {MOST_STEPS}")
     check(schedule in SCHEDULES, "schedule", schedule, f"one of {', '.join(SCHEDULES)}")
 
 

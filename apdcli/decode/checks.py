@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from apdcli.errors import ParameterError
@@ -23,13 +22,8 @@ def is_int(value: object, at_least: int) -> bool:
 
 
 def is_real(value: object, low: float, high: float) -> bool:
-    """True for a finite number in [low, high]; bools are not numbers here."""
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and low <= value <= high
-    )
+    """True for a number in [low, high], both finite; bools are not numbers here."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_window(value: object) -> bool:

@@ -189,7 +189,7 @@ def strategy_info(name: str) -> StrategyInfo:
     Raises:
         UsageError: no such strategy; the message lists those there are.
     """
-    if name not in STRATEGIES:
+    if not isinstance(name, str) or name not in STRATEGIES:
         raise UsageError(f"unknown strategy {name!r}; there are: {', '.join(STRATEGIES)}")
     return STRATEGIES[name]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from apdcli.decode.params import DecodeParams
 
 NEVER = float("-inf")
+_COLDEST = 1e-30  # greedy by far; below it float32 would make infinities of logits
 
 
 def top_k_filter(logits: Tensor, k: int) -> Tensor:
@@ -47,7 +48,7 @@ def top_p_filter(logits: Tensor, p: float) -> Tensor:
 
 def filtered(logits: Tensor, params: DecodeParams) -> Tensor:
     """filter(logits / T): temperature, then top-k, then top-p. T must be above 0."""
-    logits = logits / params.temperature
+    logits = logits / max(params.temperature, _COLDEST)
     if params.top_k is not None:
         logits = top_k_filter(logits, params.top_k)
     if params.top_p is not None:

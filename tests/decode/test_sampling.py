@@ -83,6 +83,15 @@ def test_greedy_needs_no_noise_and_takes_the_best() -> None:
     assert sampler.draw(LOGITS, None).tolist() == [1]
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-45, 1e-320])
+@pytest.mark.parametrize("top_p", [None, 0.3])
+def test_a_temperature_next_to_nothing_is_greedy(temperature: float, top_p: float | None) -> None:
+    params = DecodeParams(temperature=temperature, top_p=top_p)
+    for logits in (LOGITS, LOGITS + 20):
+        sampler = Sampler(params, "cpu")
+        assert sampler.draw(logits, sampler.noise(logits)).tolist() == [1]
+
+
 @given(st.integers(0, 2**63 - 1))
 def test_a_seed_gives_the_same_noise_again(seed: int) -> None:
     one, two = (Sampler(DecodeParams(temperature=1, seed=seed), "cpu") for _ in range(2))
@@ -96,6 +105,7 @@ def test_a_seed_gives_the_same_noise_again(seed: int) -> None:
         ("max_tokens", 1.5),
         ("temperature", -0.1),
         ("temperature", INF),
+        ("temperature", 10**400),
         ("top_k", 0),
         ("top_p", 0.0),
         ("top_p", 1.1),

@@ -392,6 +392,7 @@ def test_entropy_bound_prefix_is_a_brute_force_search(H: list[float], gamma: flo
         ("klass", "kl_history_length", 0),
         ("klass", "parallel", 1),
         ("random", "steps", 1.5),
+        ("random", "steps", 10**9),
         ("confidence", "alg_temp", -0.1),
         ("margin", "alg_temp", float("nan")),
         ("entropy", "alg_temp", True),
