@@ -4,7 +4,8 @@ Settled text is written once, as ordinary output that the terminal itself wraps,
 again; only the tail (the draft, masks, the status line) is redrawn. The cursor rests, hidden, on
 the last settled character, which is kept back for that: a terminal that reflows on a resize takes
 the cursor along with it, so the next redraw starts at the right place without counting rows.
-Where the size is told late, in a multiplexer, nothing is drawn until a resize is surely over.
+A multiplexer tells of its size late and may leave the cursor behind: there nothing is drawn until a
+resize is surely over, and after a new width the text begins anew below.
 
 Ctrl-Z gives the terminal back before the process stops; in the background nothing is drawn. When
 the terminal is ours again, the text begins anew below what the shell has written meanwhile.
@@ -203,6 +204,9 @@ class LiveView:
         columns, height = self._terminal.size()
         columns = max(2, columns)
         if columns != self._line.columns:
+            if self._terminal.resizes_late:
+                self._send(_CLEAR_BELOW + "\r\n")
+                self._begin_anew()
             self._line.resize(columns)
             self._tail_rows = 0
         return columns, height
