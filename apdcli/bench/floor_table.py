@@ -18,7 +18,7 @@ from apdcli.bench.floor import (
     causal_parts,
     floor_s,
 )
-from apdcli.bench.units import counted, markdown, ms, scaled
+from apdcli.bench.units import counted, markdown, ms, scaled, three
 from apdcli.load.settings import Settings
 from apdcli.models.config import ModelConfig
 from apdcli.models.formats import planned_bytes
@@ -121,14 +121,19 @@ def floor_text(title: str, made: Mapping[str, Any]) -> str:
             f"{step['denoiser_positions']:g} positions of the denoiser, "
             f"{step['verifier_positions']:g} of the verifier\n\n"
             f"{parts_table(parts, rates)}\n"
-            f"At most {step['tokens_per_second']:,.0f} tokens a second.\n"
+            f"At most {_rate(step['tokens_per_second'])} tokens a second.\n"
         )
     causal = made["causal"]
     return text + (
         f"\nAn autoregressive model of the denoiser's size, one token a forward: "
-        f"{ms(causal['floor_s'])} ms at least, {causal['tokens_per_second']:,.0f} tokens a second "
-        "at most.\n"
+        f"{ms(causal['floor_s'])} ms at least, {_rate(causal['tokens_per_second'])} tokens a "
+        "second at most.\n"
     )
+
+
+def _rate(value: float) -> str:
+    """Three significant digits, more before the decimal point; of the slowest machine, too."""
+    return three(value) if value >= 1 else f"{value:.3g}"
 
 
 def _how(rates: Mapping[str, Any]) -> str:

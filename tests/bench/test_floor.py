@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -147,6 +148,19 @@ def test_the_text_shows_what_was_counted() -> None:
     assert "120.2 positions of the denoiser, 99 of the verifier" in text
     widths = {len(line) for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
+
+
+def test_a_slow_machine_has_a_speed_too() -> None:
+    for slow in (10, 1e3, 1e5):
+        rates = Rates(H200.bandwidth / slow, H200.operations / slow)
+        made = floors(DREAM_7B, None, "bfloat16", [ApdStep(256, 16, 100, 5.2)], rates)
+        text = floor_text("x", made).replace(",", "")
+        for rate, found in zip(
+            (made["steps"][0]["tokens_per_second"], made["causal"]["tokens_per_second"]),
+            re.findall(r"(\S+) tokens a second", text),
+            strict=True,
+        ):
+            assert float(found) == pytest.approx(rate, rel=5e-3)
 
 
 def test_the_tables_of_both_pairs(capsys: pytest.CaptureFixture[str]) -> None:
