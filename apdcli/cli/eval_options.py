@@ -55,7 +55,13 @@ FLAGS: tuple[Flag, ...] = (
         "exact, number, choice, regex, contains, math or python [default: the file says].",
         "NAME",
     ),
-    Flag("limit", ("--limit",), TASK, "At most N prompts, of each family as many.", "N"),
+    Flag(
+        "limit",
+        ("--limit",),
+        TASK,
+        "At most N prompts in all, spread evenly over the families.",
+        "N",
+    ),
     Flag("allow_code", ("--allow-code",), TASK, "Run the code that the model writes (python)."),
     Flag(
         "sweep",

@@ -75,12 +75,17 @@ def long_flag(name: str) -> str:
 
 
 def _default(name: str) -> str:
-    """The default that `decode.params` states, for the help."""
+    """The default that `decode.params` states, behind what a profile may say, for the help."""
     for kind in (DecodeParams, *(info.params for info in STRATEGIES.values())):
         for field in fields(kind):
             if field.name == name and field.default is not MISSING:
-                return "" if field.default is None else f" [default {field.default}]"
+                return "" if field.default is None else f" {or_else(field.default)}"
     return ""
+
+
+def or_else(default: object) -> str:
+    """The default of what a profile may set, for the help."""
+    return f"[default: the profile's, else {default}]"
 
 
 def _own_flags() -> list[Flag]:
@@ -96,6 +101,7 @@ def _setting(flags: tuple[str, ...], group: str, text: str, metavar: str, **more
     return Flag(name, flags, group, f"{text}{_default(name)}.", metavar, **more)
 
 
+_AUTO = or_else("auto")
 FLAGS: tuple[Flag, ...] = (
     Flag(
         "profile",
@@ -120,13 +126,13 @@ FLAGS: tuple[Flag, ...] = (
     ),
     _setting(("--top-p",), SAMPLING, "Keep the likeliest tokens up to this probability", "P"),
     _setting(("--top-k",), SAMPLING, "Keep the K likeliest tokens", "K"),
-    Flag("seed", ("--seed",), SAMPLING, "Same seed, same text [default: new each run].", "N"),
+    Flag("seed", ("--seed",), SAMPLING, f"Same seed, same text {or_else('new each run')}.", "N"),
     Flag("stop", ("--stop",), SAMPLING, "End before this text; repeatable.", "TEXT", repeat=True),
     Flag(
         "strategy",
         ("-S", "--strategy"),
         DECODING,
-        f"How to decode; listed below [default {next(iter(STRATEGIES))}].",
+        f"How to decode; listed below {or_else(next(iter(STRATEGIES)))}.",
         "NAME",
     ),
     *_own_flags(),
@@ -146,22 +152,22 @@ FLAGS: tuple[Flag, ...] = (
     Flag("no_stream", ("--no-stream",), OUTPUT, "Print the answer when it is complete."),
     Flag("quiet", ("-q", "--quiet"), OUTPUT, "The answer only: no live view, no summary."),
     Flag("verbose", ("-v", "--verbose"), OUTPUT, "Models, settings and speeds on stderr."),
-    Flag("device", ("--device",), MACHINE, "auto, cpu, cuda, cuda:N or mps [default auto].", "D"),
+    Flag("device", ("--device",), MACHINE, f"auto, cpu, cuda, cuda:N or mps {_AUTO}.", "D"),
     Flag(
         "dtype",
         ("--dtype",),
         MACHINE,
-        "auto, float32, float16 or bfloat16 [default auto].",
+        f"auto, float32, float16 or bfloat16 {_AUTO}.",
         "TYPE",
     ),
     Flag(
         "quantize",
         ("--quantize",),
         MACHINE,
-        "Weights of both models in fewer bits: none, int8 or int4 [default none].",
+        f"Weights of both models in fewer bits: none, int8 or int4 {or_else('none')}.",
         "BITS",
     ),
-    Flag("engine", ("--engine",), MACHINE, "auto, eager, fast or graphs [default auto].", "NAME"),
+    Flag("engine", ("--engine",), MACHINE, f"auto, eager, fast or graphs {_AUTO}.", "NAME"),
 )
 _NOT_OF_FILL = (
     "system",

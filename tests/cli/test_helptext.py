@@ -57,6 +57,12 @@ def test_options_stand_above_what_they_do_where_there_is_no_room_beside(help_of:
     assert "  --seed N                     Same seed, same text [default" in help_of(80, "generate")
 
 
+def test_a_profile_comes_before_the_defaults_that_the_help_names(help_of: Any) -> None:
+    text = " ".join(help_of(80, "generate").split())
+    for default in ("0.7", "16", "100", "256", "0.0", "apd", "new each run", "auto"):
+        assert f"[default: the profile's, else {default}]." in text
+
+
 @pytest.mark.parametrize("width", [1, 12, 30, 44, 76])
 def test_an_example_can_be_copied_at_any_width(width: int) -> None:
     line = """  printf '%s\\n' "My name is Mia." "I live in Oslo" | apd chat -s "Be brief." > a"""
