@@ -34,6 +34,7 @@ from apdcli.bench.sizes import find_shapes
 from apdcli.engine.choice import resolve_engine
 from apdcli.engine.graphs import TOLERANCE, GraphDenoiser
 from apdcli.engine.static import Buffers, Layer, Window, answer, bucket, record
+from apdcli.load.home import home_path
 from apdcli.load.weights import load_transformer
 from apdcli.models.packed import Packed, PackedLayer, packed
 
@@ -225,7 +226,7 @@ def compiled_layer(pack: Packed, device: torch.device, mode: str) -> Layer:
 def _cache_folder() -> Path:
     """Where the compiler keeps its files; APD_CACHE_DIR replaces the folder of all caches."""
     own = os.environ.get("APD_CACHE_DIR")
-    folder = Path(own).expanduser() if own else platformdirs.user_cache_path("apd", False)
+    folder = home_path(own) if own else platformdirs.user_cache_path("apd", False)
     return folder / "compiled"
 
 

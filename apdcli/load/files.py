@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apdcli.errors import ModelError, reason
+from apdcli.load.home import exists, is_folder
 
 AGAIN = "copy or download the folder again"
 
@@ -18,9 +19,9 @@ def one_line(error: object) -> str:
 
 def require_folder(folder: Path) -> None:
     """Raise ModelError unless `folder` is a folder that can be read."""
-    if folder.is_dir():
+    if is_folder(folder):
         return
-    if folder.exists():
+    if exists(folder):
         raise ModelError(f"{folder} is a file, not a model folder; name the folder it lies in")
     raise ModelError(f"model folder {folder} not found")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from apdcli.errors import ModelError
 from apdcli.load.files import one_line
-from apdcli.load.home import home_path
+from apdcli.load.home import exists, home_path, is_folder
 
 EMBEDDED = "embedded:"
 _EMBEDDED_PARTS = ("denoiser", "verifier")
@@ -38,9 +38,9 @@ def resolve_model(
     if model.startswith(EMBEDDED):
         return _embedded(model)
     folder = (base or Path()) / home_path(model)
-    if folder.is_dir():
+    if is_folder(folder):
         return folder
-    if folder.exists():
+    if exists(folder):
         raise ModelError(f"{folder} is a file, not a model folder; name the folder it lies in")
     if _looks_like_path(model):
         raise ModelError(f"model folder {folder} not found")

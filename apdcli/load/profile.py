@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, DecodeParams, strategy_info
 from apdcli.errors import ParameterError, ProfileError, UsageError, reason
-from apdcli.load.home import home_path
+from apdcli.load.home import home_path, is_file, is_folder
 from apdcli.load.hub import is_hub_id
 
 DEFAULT_PROFILE = "demo"
@@ -208,7 +208,7 @@ def shipped_profiles_dir() -> Path:
 def shipped_path(name: str) -> Path | None:
     """The file of the shipped profile of that name, if there is one."""
     path = shipped_profiles_dir() / f"{name}.toml"
-    return path if path.is_file() else None
+    return path if is_file(path) else None
 
 
 def _named() -> dict[str, tuple[Path, Source]]:
@@ -219,7 +219,7 @@ def _named() -> dict[str, tuple[Path, Source]]:
     return {
         path.stem: (path, source)
         for folder, source in folders
-        if folder.is_dir()
+        if is_folder(folder)
         for path in sorted(folder.glob("*.toml"))
     }
 
@@ -228,13 +228,13 @@ def _locate(name_or_path: str | Path) -> tuple[Path, Source]:
     name = str(name_or_path)
     if isinstance(name_or_path, Path) or name.endswith(".toml") or "/" in name or os.sep in name:
         path = home_path(name)
-        if not path.is_file():
+        if not is_file(path):
             raise ProfileError(_not_a_profile(name, path))
         return path, "file"
     named = _named()
     if name in named:
         return named[name]
-    if Path(name).is_dir():
+    if is_folder(Path(name)):
         raise ProfileError(_not_a_profile(name, Path(name)))
     hint = nearest(name, named) or "there are: " + ", ".join(sorted(named))
     raise ProfileError(
@@ -244,7 +244,7 @@ def _locate(name_or_path: str | Path) -> tuple[Path, Source]:
 
 def _not_a_profile(name: str, path: Path) -> str:
     """Why nothing can be read there, with what to do about it where a model was meant."""
-    if path.is_dir():
+    if is_folder(path):
         return f"{path} is a folder, not a profile; {_PUT_IT}"
     if not is_hub_id(name):
         return f"profile file {path} not found"
