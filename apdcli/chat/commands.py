@@ -70,12 +70,11 @@ KEYS = (
 
 
 def is_command(text: str) -> bool:
-    """Whether a typed text is meant as a command: it begins with a slash and a word.
+    """Whether a typed text is meant as a command: it begins with a slash.
 
     A path such as /etc/hosts is none: no command has a second slash in its name.
     """
-    word = text.split(maxsplit=1)[0] if text.strip() else ""
-    return word.startswith("/") and "/" not in word[1:] and len(word) > 1 and text[0] == "/"
+    return text.startswith("/") and ("/" not in text.split()[0][1:] or text.strip() == "//")
 
 
 def parse_command(text: str) -> tuple[Command, str]:
@@ -84,11 +83,12 @@ def parse_command(text: str) -> tuple[Command, str]:
     Raises:
         UsageError: unknown (the nearest is named), without what it takes, or with what it does not.
     """
-    word, rest = (*text[1:].strip().split(maxsplit=1), "")[:2]
-    command = _BY_NAME.get(word.lower())
+    word, rest = (*text[1:].strip().split(maxsplit=1), "", "")[:2]
+    apart = " " if text[1:2].isspace() else ""
+    command = None if apart else _BY_NAME.get(word.lower())
     if command is None:
         hint = _nearest(word.lower(), _BY_NAME)
-        raise UsageError(f"no command is called /{word}; {hint}")
+        raise UsageError(f"no command is called /{apart}{word}; {hint}")
     if rest and not command.takes:
         raise UsageError(f"/{command.name} takes nothing after it")
     if not rest and command.takes and not command.takes.startswith("["):

@@ -8,13 +8,15 @@ from apdcli.chat.commands import COMMANDS, help_lines, is_command, parse_command
 from apdcli.errors import UsageError
 
 
-@pytest.mark.parametrize("text", ["/help", "/set R 0.6", "/x", "/system be brief\nand kind", "/?"])
+@pytest.mark.parametrize(
+    "text", ["/help", "/set R 0.6", "/x", "/system be brief\nand kind", "/?", "/", "// ", "/ x"]
+)
 def test_commands(text: str) -> None:
     assert is_command(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "/", "/ x", "//", "/etc/hosts is a file", " /help", "a /b"]
+    "text", ["", " ", "// a comment", "//x", "/etc/hosts is a file", " /help", "a /b"]
 )
 def test_messages(text: str) -> None:
     assert not is_command(text)
@@ -46,6 +48,9 @@ def test_parts(text: str, name: str, rest: str) -> None:
         ("/xyzzy", "/help lists them"),
         ("/set", r"write it as /set NAME \[VALUE\]"),
         ("/undo it", "takes nothing after it"),
+        ("/", "no command is called /; /help lists them"),
+        ("//", "no command is called //; /help lists them"),
+        ("/ help", "no command is called / help; did you mean /help"),
     ],
 )
 def test_mistakes_name_the_way_out(text: str, why: str) -> None:
