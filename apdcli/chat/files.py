@@ -82,10 +82,10 @@ def read_text_file(name: str) -> TextFile:
 def files_in(text: str) -> list[TextFile]:
     """The files that a message names by @path, each once.
 
-    A word like @mia that is no file and does not look like one stays a word.
+    A word like @mia or @pytest.fixture that is no file stays a word.
 
     Raises:
-        InputError: something that looks like a path (a slash, a suffix, quotes) cannot be read.
+        InputError: a file that is there, or a name in quotes, cannot be read.
     """
     found: dict[str, TextFile] = {}
     for match in _AT.finditer(text):
@@ -119,15 +119,14 @@ def with_files(text: str, files: list[TextFile]) -> str:
 def _file_name(word: str) -> str | None:
     """The path in a word after @, or None for a word that only begins with @."""
     bare = word.rstrip(_TRAILING)
-    for name in (word, bare):
-        if name and _exists(name):
-            return name
-    looks = "/" in bare or "\\" in bare or bool(re.search(r"\w\.\w+$", bare))
-    return bare if looks else None
+    return next((name for name in (word, bare) if name and _exists(name)), None)
 
 
 def _exists(name: str) -> bool:
     try:
-        return home_path(name).exists()
+        home_path(name).stat()
+    except PermissionError:  # perhaps: reading it tells
+        return True
     except (OSError, ValueError):  # too long, a NUL
         return False
+    return True

@@ -33,6 +33,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("mail mia@notes.txt", []),
         ("hi @mia, how are you @ 5?", []),
         ("@", []),
+        ("@pytest.fixture\ndef a(): ...", []),
+        ("ask @bob.smith or @team/docs", []),
+        ("@~nobody-here/f.txt @nofile.txt @no/file", []),
         ("what is in \\@/etc and \\@notes.txt?", []),
     ],
 )
@@ -40,8 +43,8 @@ def test_which_words_are_files(text: str, names: list[str]) -> None:
     assert [file.name for file in files_in(text)] == names
 
 
-@pytest.mark.parametrize("text", ["@nofile.txt", "@no/file", '@"no file"', "@/", "@/dev/null"])
-def test_what_looks_like_a_path_and_is_none_is_an_error(text: str) -> None:
+@pytest.mark.parametrize("text", ['@"no file"', "@/", "@/dev/null"])
+def test_what_is_there_or_in_quotes_and_no_file_is_an_error(text: str) -> None:
     with pytest.raises(InputError) as caught:
         files_in(text)
     assert "\n" not in str(caught.value)
@@ -81,6 +84,16 @@ def test_binary_large_and_empty_files_are_refused(folder: Path, data: bytes, why
 def test_the_largest_file_is_taken(folder: Path) -> None:
     (folder / "f").write_bytes(b"x" * MOST_BYTES)
     assert len(read_text_file("f").text) == MOST_BYTES
+
+
+def test_what_may_not_be_looked_at_is_no_mere_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shut(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:  # whoever runs the tests may be root
+        patch.setattr(Path, "stat", shut)
+        with pytest.raises(InputError, match=r"cannot read shut/a\.txt: permission denied"):
+            files_in("sum up @shut/a.txt")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -205,15 +205,16 @@ def test_files(seat: Seat, tmp_path: Path) -> None:
     assert seat.loop.talk.turns[0].shown == "Reverse it. [n.txt]"
     seat("again @n.txt", "and now?")
     assert seat.said[1:] == ["again @n.txt\n\nn.txt:\ndog, moon", "and now?"]
-    shown = seat("/file b", "look at @no.txt")
-    assert "not text" in shown
-    assert "cannot read no.txt" in shown
+    shown = seat("/file b", "look at @b")
+    assert shown.count("not text") == 2
     assert len(seat.said) == 3
-    assert seat.reader.defaults[-1] == "look at @no.txt"  # nothing typed is lost
+    assert seat.reader.defaults[-1] == "look at @b"  # nothing typed is lost
     shown = seat("@n.txt is for @mia, not @ada")
     assert "with n.txt (10 bytes)\n" in shown
     assert "@mia is no file here: sent as it stands\n" in shown
     assert "@ada is no file here" in shown
+    assert "@pytest.fixture is no file here: sent" in seat("@pytest.fixture")
+    assert seat.said[-1] == "@pytest.fixture"
 
 
 def test_a_message_that_is_too_long_comes_back(seat: Seat, tmp_path: Path) -> None:
@@ -241,10 +242,10 @@ def test_the_user_is_told_when_the_oldest_are_left_out(seat: Seat) -> None:
 
 
 def test_a_home_that_nobody_has_is_no_file(seat: Seat) -> None:
-    shown = seat("/file ~nobody-here/f", "look at @~nobody-here/f.txt")
+    shown = seat("/file ~nobody-here/f", 'look at @"~nobody-here/f.txt"')
     assert shown.count("cannot read ~nobody-here/f") == 2
     assert not seat.said
-    assert seat.reader.defaults[-1] == "look at @~nobody-here/f.txt"
+    assert seat.reader.defaults[-1] == 'look at @"~nobody-here/f.txt"'
 
 
 def test_files_that_are_written_are_named_as_tab_writes_them(
