@@ -49,12 +49,14 @@ class UnknownParameterError(UsageError, TypeError):
         known: the names that would have been understood.
     """
 
-    def __init__(self, field: str, strategy: str, known: Sequence[str]) -> None:
+    def __init__(self, field: str, strategy: str, known: Sequence[str], hint: str = "") -> None:
+        """`hint` is what to do about it, where that is known."""
         self.field = field
         self.strategy = strategy
         self.known = tuple(known)
         super().__init__(
-            f"strategy {strategy!r} has no parameter {field!r}; it knows: {', '.join(known)}"
+            f"strategy {strategy!r} has no parameter {field!r}{f' ({hint})' if hint else ''}; "
+            f"it knows: {', '.join(known)}"
         )
 
 

@@ -81,8 +81,7 @@ def _resolve(job: Job, context: Context) -> tuple[Profile, Shapes | None, tuple[
         parse_specs,
         resolve_spec,
     )
-    from apdcli.load.profile import find_profile
-    from apdcli.load.settings import choose_profile
+    from apdcli.load.settings import chosen_profile
 
     shapes = None
     specs = parse_specs(job.strategies, job.setting)
@@ -93,7 +92,7 @@ def _resolve(job: Job, context: Context) -> tuple[Profile, Shapes | None, tuple[
         profile = shapes_profile(shapes)
         specs = specs or default_shape_specs(shapes)
     else:
-        profile = find_profile(choose_profile(job.flags.get("profile"), context.environ).value)
+        profile = chosen_profile(job.flags.get("profile"), context.environ)
         specs = specs or default_specs(verifier=profile.verifier is not None)
     check_common(job.common, specs)
     made = tuple(

@@ -18,9 +18,9 @@ from apdcli.engine.pair import check_agreement
 from apdcli.errors import ModelError
 from apdcli.load.hub import resolve_model
 from apdcli.load.layout import Layout, check_layout
-from apdcli.load.profile import Profile, check_strategy, find_profile
+from apdcli.load.profile import Profile, check_strategy
 from apdcli.load.quantize import check_quantize
-from apdcli.load.settings import Settings, choose_profile, resolve_settings
+from apdcli.load.settings import Settings, chosen_profile, resolve_settings
 from apdcli.load.tokenizer import load_tokenizer
 from apdcli.load.weights import resolve_dtype
 from apdcli.models.formats import planned_bytes
@@ -84,7 +84,7 @@ def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
     Raises:
         ApdError: what `apd generate` would refuse, but for damage inside the weights' values.
     """
-    profile = find_profile(choose_profile(name, environ).value)
+    profile = chosen_profile(name, environ)
     settings = resolve_settings(profile, {"profile": name}, environ)
     make_params(settings.strategy, **settings.decode_values())
     check_strategy(profile, settings.strategy)

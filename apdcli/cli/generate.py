@@ -217,10 +217,10 @@ def resolve(job: Job, context: Context, seed: int | None = None) -> tuple[Profil
 
     `seed` is for a run that nobody gave one; None draws it where it counts.
     """
-    from apdcli.load.profile import check_strategy, find_profile
-    from apdcli.load.settings import Setting, Settings, choose_profile
+    from apdcli.load.profile import check_strategy
+    from apdcli.load.settings import Setting, Settings, chosen_profile
 
-    profile = find_profile(choose_profile(job.flags.get("profile"), context.environ).value)
+    profile = chosen_profile(job.flags.get("profile"), context.environ)
     try:
         profile, settings = job.settle(profile, context.environ)
     except UnknownParameterError as error:

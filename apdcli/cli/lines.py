@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 from apdcli.cli.context import Context
 from apdcli.cli.options import FLAGS, OWN_FIELDS, SETTINGS
 from apdcli.cli.prompt import STDIN
-from apdcli.errors import InputError, ParameterError, reason
+from apdcli.errors import InputError, ParameterError, PromptError, reason
+from apdcli.load.chat_template import as_messages
 from apdcli.render.terminal import is_terminal
 
 _JSON_LINES = (".jsonl", ".ndjson")
@@ -31,7 +32,7 @@ _OF_A_LINE = {  # every spelling of a flag that a line may set, as the setting's
 } | {name: name for name in OWN_FIELDS}
 _OF_THE_RUN = frozenset(flag.name for flag in FLAGS) - frozenset(_OF_A_LINE.values())
 _DATA = ("prompt", "messages", "id")
-_ROLES = ("system", "user", "assistant", "tool")
+_TAKES = "a line takes a prompt, an id, and settings by their long names, as max_tokens"
 
 
 @dataclass(frozen=True)
@@ -198,16 +199,12 @@ def _prompt(record: Mapping[str, Any]) -> str | list[dict[str, str]]:
         return _checked_text("prompt", value)
     if not isinstance(value, list) or not value:
         raise InputError('messages must be a list of {"role": "...", "content": "..."}')
+    try:
+        as_messages(value)
+    except PromptError as error:
+        raise InputError(str(error)) from error
     for place, message in enumerate(value):
-        for key in ("role", "content"):
-            if not isinstance(message, dict) or not isinstance(message.get(key), str):
-                raise InputError(f"messages[{place}] needs {key}, a text")
-            _checked_text(f"messages[{place}].{key}", message[key])
-        if message["role"] not in _ROLES:
-            known = ", ".join(_ROLES)
-            raise InputError(f"messages[{place}]: no role is {message['role']!r}; there is {known}")
-    if not any(m["role"] == "user" and m["content"].strip() for m in value):
-        raise InputError("messages has none of the user's with a text: there is nothing to answer")
+        _checked_text(f"messages[{place}].content", message["content"])
     return value
 
 
@@ -219,7 +216,8 @@ def _raw(record: Mapping[str, Any]) -> bool | None:
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    from apdcli.load.profile import check_value, nearest
+    from apdcli.load.profile import check_value
+    from apdcli.load.settings import meant
 
     found: dict[str, Any] = {}
     for key, value in record.items():
@@ -229,8 +227,8 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
         if name is None:
             if key.replace("-", "_") in _OF_THE_RUN:
                 raise InputError(f"{key} is the same for all lines: give it as a flag")
-            known = nearest(key, (*_OF_A_LINE, *_DATA)) or "see 'apd generate --help'"
-            raise InputError(f"unknown key {key!r}; {known}")
+            near = meant(key, (*_OF_A_LINE, *_DATA))
+            raise InputError(f"unknown key {key!r}; {near or _TAKES}")
         if name == "raw" or value is None:
             continue
         if name == "system":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 from apdcli.errors import ParameterError
 
@@ -14,6 +15,15 @@ def check(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise :class:`ParameterError` naming the field, the value and the range unless `ok`."""
     if not ok:
         raise ParameterError(name, value, allowed)
+
+
+def plain_number(value: Any) -> Any:
+    """A number of any library, numpy's for example, as Python's own; all else as it is."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 def is_int(value: object, at_least: int) -> bool:

@@ -21,7 +21,15 @@ from apdcli.decode.any_order_params import (
     ScheduledParams,
     ThresholdParams,
 )
-from apdcli.decode.checks import Lookahead, Window, is_int, is_lookahead, is_real, is_window
+from apdcli.decode.checks import (
+    Lookahead,
+    Window,
+    is_int,
+    is_lookahead,
+    is_real,
+    is_window,
+    plain_number,
+)
 from apdcli.decode.checks import check as check
 from apdcli.errors import UnknownParameterError, UsageError
 
@@ -203,6 +211,7 @@ def make_params(strategy: str, **values: Any) -> tuple[DecodeParams, StrategyPar
         ParameterError: a value out of range, or blocks that do not divide the response.
     """
     info = strategy_info(strategy)
+    values = {name: plain_number(value) for name, value in values.items()}
     shared_names = (*SHARED_FIELDS, "stop_ids")
     for name in values:
         if name not in shared_names and name not in info.own_fields:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 Message = Mapping[str, str]
+ROLES = ("system", "user", "assistant", "tool")
 
 
 class ChatTemplate:
@@ -79,7 +80,7 @@ def as_messages(prompt: object) -> Sequence[Message]:
 
     Raises:
         PromptError: neither a text nor messages, no text to answer, or a message without a role
-            or a text; named by its place.
+            or a text, or with a role that there is not; named by its place.
     """
     if isinstance(prompt, str):
         if not prompt.strip():
@@ -95,6 +96,10 @@ def as_messages(prompt: object) -> Sequence[Message]:
             check_message(message)
         except PromptError as error:
             raise PromptError(f"messages[{place}]: {error}") from None
+        if message["role"] not in ROLES:
+            raise PromptError(
+                f"messages[{place}]: no role is {message['role']!r}; there is {', '.join(ROLES)}"
+            )
     if not any(m["role"] == "user" and m["content"].strip() for m in prompt):
         raise PromptError("no message is the user's and has a text: there is nothing to answer")
     return prompt

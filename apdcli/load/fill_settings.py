@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apdcli.decode.checks import plain_number
 from apdcli.decode.gaps import FILLING, GAP, MARKER, check_gap
 from apdcli.decode.params import STRATEGIES
 from apdcli.errors import UsageError
@@ -31,7 +32,7 @@ def fill_settings(
         UsageError: a strategy that cannot fill gaps, a setting that means nothing here.
         UnknownParameterError, ParameterError, ProfileError: as `resolve_settings`.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
+    given = {name: plain_number(value) for name, value in flags.items() if value is not None}
     own = {
         name: Setting(given.pop(name), "flag") if name in given else Setting(default, "default")
         for name, default in (("marker", MARKER), ("gap", GAP))

@@ -6,10 +6,11 @@ appear here by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from apdcli.decode.checks import plain_number
 from apdcli.decode.params import (
     SHARED_FIELDS,
     STRATEGIES,
@@ -17,14 +18,16 @@ from apdcli.decode.params import (
     StrategyInfo,
     strategy_info,
 )
-from apdcli.errors import UnknownParameterError, UsageError
+from apdcli.errors import ProfileError, UnknownParameterError, UsageError
 from apdcli.load.device_name import device_name
 from apdcli.load.profile import (
     DEFAULT_PROFILE,
     ModelSection,
     Profile,
     check_value,
+    find_profile,
     known_decode_keys,
+    nearest,
 )
 
 Origin = Literal["flag", "environment", "tuned", "profile", "default"]
@@ -40,6 +43,7 @@ _TEXTS = (
 )  # read from the environment as they stand
 _ENVIRONMENT_PREFIX = "APD_"
 _LETTERS = {"mixture_weight": "R", "recompute_window": "W", "max_lookahead": "M"}  # as in APD_R
+_SHORT = {"K": "k", "temp": "temperature", **{short: name for name, short in _LETTERS.items()}}
 _FOLDERS = ("CONFIG_DIR", "DATA_DIR", "CACHE_DIR")
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -128,6 +132,22 @@ def choose_profile(flag: str | None, environ: Mapping[str, str]) -> Setting:
     return Setting(variable, "environment") if variable else Setting(DEFAULT_PROFILE, "default")
 
 
+def chosen_profile(flag: str | None, environ: Mapping[str, str]) -> Profile:
+    """The profile that `choose_profile` names, read and checked.
+
+    Raises:
+        ProfileError: as `find_profile`. UsageError: the same where the environment named it.
+    """
+    chosen = choose_profile(flag, environ)
+    try:
+        return find_profile(chosen.value)
+    except ProfileError as error:
+        if chosen.origin != "environment":
+            raise
+        variable = environment_variable("profile")
+        raise UsageError(f"environment variable {variable}: {error}") from error
+
+
 def resolve_settings(
     profile: Profile, flags: Mapping[str, Any], environ: Mapping[str, str]
 ) -> Settings:
@@ -148,7 +168,7 @@ def resolve_settings(
         ParameterError: a flag's value out of range.
         UsageError: an unknown strategy by flag; an environment variable's value out of range.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
+    given = {name: plain_number(value) for name, value in flags.items() if value is not None}
     layers: list[Layer] = [
         ("flag", _both_models(given)),
         ("environment", _both_models(_from_environment(environ))),
@@ -287,8 +307,15 @@ def _check_flags(given: Mapping[str, Any], info: StrategyInfo) -> None:
     known = (*info.own_fields, *SHARED_FIELDS, "stop")
     for name, value in given.items():
         if name not in known and name not in _TEXTS:
-            raise UnknownParameterError(name, info.name, known)
+            raise UnknownParameterError(name, info.name, known, meant(name, known))
         _check(name, value)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """ "did you mean mixture_weight?" for R, or for a slip of the pen; empty for anything else."""
+    known = tuple(known)
+    long = _SHORT.get(name)
+    return f"did you mean {long}?" if long in known else nearest(name, known)
 
 
 def _check(name: str, value: Any) -> None:

@@ -35,6 +35,14 @@ def test_verbose_tells_a_pipe_too_and_quiet_tells_nobody(apd: Apd) -> None:
     assert apd(*args, "-q", environ=slip, terminal=True).err == ""
 
 
+def test_a_profile_that_is_not_there_is_named_with_its_variable(apd: Apd) -> None:
+    for command in (("generate", PROMPT), ("profiles", "show"), ("profiles", "check")):
+        ran = apd(*command, environ={"APD_PROFILE": "nope"})
+        assert ran.status == 2
+        assert "environment variable APD_PROFILE: no profile is called 'nope'" in ran.complaint
+    assert apd("generate", "-p", "nope", PROMPT).status == 1
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -15,7 +15,13 @@ from apdcli.decode.params import STRATEGIES, make_params
 from apdcli.errors import ParameterError, ProfileError, UnknownParameterError, UsageError
 from apdcli.load.device_name import device_name
 from apdcli.load.profile import Profile, find_profile
-from apdcli.load.settings import Setting, choose_profile, environment_variable, resolve_settings
+from apdcli.load.settings import (
+    Setting,
+    choose_profile,
+    chosen_profile,
+    environment_variable,
+    resolve_settings,
+)
 
 PROFILE = (
     '[denoiser]\nmodel="x"\ndevice="cpu"\n[verifier]\nmodel="y"\n'
@@ -118,6 +124,14 @@ def test_which_profile(profile: Profile) -> None:
     assert resolve_settings(demo, {"profile": "demo"}, {})["profile"].origin == "flag"
     named = resolve_settings(profile, {}, {})["profile"]
     assert named == Setting(str(profile.path), "flag")
+
+
+def test_a_profile_that_the_environment_names_wrongly() -> None:
+    assert chosen_profile(None, {"APD_PROFILE": "dream"}).name == "dream"
+    with pytest.raises(UsageError, match=r"^environment variable APD_PROFILE: no profile"):
+        chosen_profile(None, {"APD_PROFILE": "nope"})
+    with pytest.raises(ProfileError, match=r"^no profile is called"):
+        chosen_profile("nope", {"APD_PROFILE": "dream"})
 
 
 def test_json(profile: Profile) -> None:
