@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+import os
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +17,7 @@ from apdcli.decode.types import Pair
 from apdcli.engine.choice import make_models, resolve_engine
 from apdcli.engine.device import check_dtype, is_full, no_room, resolve_device
 from apdcli.engine.eager import EagerDenoiser, banned_ids
-from apdcli.errors import ModelError, PromptError, UsageError
+from apdcli.errors import ModelError, ParameterError, PromptError, UsageError
 from apdcli.load import tokenizer as tokenizers
 from apdcli.load.chat_template import as_messages
 from apdcli.load.hub import resolve_model
@@ -32,9 +36,10 @@ from apdcli.load.weights import load_transformer
 from apdcli.models.transformer import Transformer
 
 Message = Mapping[str, str]
+_A_MODEL = "a model's folder or an id of the hub, org/name"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedPair:
     """Models on their devices, ready to decode; made by :func:`load_pair`.
 
@@ -55,6 +60,14 @@ class LoadedPair:
     allowed_ids: tuple[int, ...]
     stop_ids: frozenset[int]
     engine: str = field(default="eager", kw_only=True)
+
+    def __repr__(self) -> str:
+        nets = {"denoiser": self.denoiser, "verifier": self.verifier}
+        models = (f"{role} {_described(net)}" for role, net in nets.items() if net is not None)
+        return (
+            f"LoadedPair({self.profile.name!r}: {', '.join(models)}; context {self.context}, "
+            f"engine {self.engine!r}, {self.device})"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +131,7 @@ class LoadedPair:
 
 
 def load_pair(
-    profile: str | Path | Profile = DEFAULT_PROFILE,
+    profile: str | os.PathLike[str] | Profile = DEFAULT_PROFILE,
     *,
     device: str | None = None,
     dtype: str | None = None,
@@ -140,9 +153,11 @@ def load_pair(
         ModelError: a model folder is missing, damaged or of an unknown family, or the two
             tokenizers differ.
         DeviceError: the device is not there or has no room.
+        ParameterError: what is given is no such value at all.
     """
     if not isinstance(profile, Profile):
-        profile = find_profile(profile)
+        text = _text_of("profile", profile, "a profile's name or the path of a .toml file")
+        profile = find_profile(text if isinstance(profile, str) else Path(text))
     flags = {"device": device, "dtype": dtype, "quantize": quantize, "engine": engine}
     return load_models(profile, resolve_settings(profile, flags, {}))
 
@@ -223,11 +238,16 @@ class LoadedDenoiser:
         defined = (i for i in tokenizer.defined_ids if i < width)
         self._banned = banned_ids(defined, width, device)
 
-    def logits(self, tokens: Sequence[int]) -> Tensor:
+    def __repr__(self) -> str:
+        context = self.net.config.max_positions
+        folder = str(self.tokenizer.folder)
+        return f"LoadedDenoiser({folder!r}: {_described(self.net)}, context {context})"
+
+    def logits(self, tokens: Sequence[int] | Tensor) -> Tensor:
         """Logits that predict each position of `tokens`, whatever the family's shift.
 
         Args:
-            tokens: ids, masks included.
+            tokens: ids, masks included: a sequence of integers, or a tensor or array [n] of them.
 
         Returns:
             [len(tokens), vocab] float32 on the CPU; ids that the tokenizer lacks are -inf. With
@@ -235,8 +255,9 @@ class LoadedDenoiser:
             published code.
 
         Raises:
-            PromptError: no tokens, too many, or an id outside the vocabulary.
+            PromptError: no tokens, too many, what is no id, or an id outside the vocabulary.
         """
+        tokens = _ids_of(tokens)
         config = self.net.config
         if not 0 < len(tokens) <= config.max_positions:
             raise PromptError(
@@ -251,20 +272,64 @@ class LoadedDenoiser:
             return engine.logits(torch.tensor(tokens, device=device), 0, 0).cpu()
 
 
+def _ids_of(tokens: Any) -> list[int]:
+    """Token ids as a list; raises PromptError naming what is none."""
+    given = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes | bytearray):
+        raise PromptError(f"tokens = {reprlib.repr(tokens)}: it must be a sequence of token ids")
+    ids = []
+    for place, value in enumerate(given):
+        try:
+            ids.append(operator.index(value))
+        except TypeError:
+            value = None
+        if value is None or isinstance(value, bool):
+            raise PromptError(
+                f"tokens[{place}] = {reprlib.repr(given[place])}: it must be a token id, an integer"
+            )
+    return ids
+
+
+def _described(net: Transformer) -> str:
+    """The family and the size of a model."""
+    config = net.config
+    return (
+        f"{config.family} of {config.num_parameters:,} parameters, vocabulary {config.vocab_size:,}"
+    )
+
+
+def _text_of(name: str, value: Any, allowed: str) -> str:
+    """A name or a path as a text; raises ParameterError where it is neither."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not text.strip():
+        raise ParameterError(name, value, allowed)
+    return text
+
+
 def load_denoiser(
-    model: str | Path, *, device: str = "auto", dtype: str = "auto", quantize: str = "none"
+    model: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str = "none",
 ) -> LoadedDenoiser:
     """Load one denoiser from a folder or a hub id; errors as in :func:`load_pair`."""
     check_value("quantize", quantize)
-    folder = resolve_model(str(model), base=None, revision=None)
+    folder = resolve_model(_text_of("model", model, _A_MODEL), base=None, revision=None)
     net = load_transformer(folder, device=resolve_device(device), dtype=dtype, quantize=quantize)
     return LoadedDenoiser(net, tokenizers.load_tokenizer(folder))
 
 
-def load_tokenizer(model: str | Path) -> Tokenizer:
+def load_tokenizer(model: str | os.PathLike[str]) -> Tokenizer:
     """Load a tokenizer from a folder or a hub id.
+
+    Its `encode` takes the texts of special tokens ("<|im_end|>") for those tokens, unless it is
+    told `special=False`. Prompts given to :func:`apdcli.generate` are data: there such a text is
+    ordinary text, but for `raw`.
 
     Raises:
         ModelError: the folder is missing or its tokenizer is damaged.
+        ParameterError: `model` is neither a text nor a path.
     """
-    return tokenizers.load_tokenizer(resolve_model(str(model), base=None, revision=None))
+    text = _text_of("model", model, _A_MODEL)
+    return tokenizers.load_tokenizer(resolve_model(text, base=None, revision=None))

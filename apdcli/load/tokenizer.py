@@ -62,8 +62,15 @@ class Tokenizer:
         source = files.template_source(folder)
         self._template = ChatTemplate(source[0], str(source[1]), roles) if source else None
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({str(self.folder)!r}: {len(self._text):,} tokens)"
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text; none is added to it.
+
+        Texts of special tokens that are written in it ("<|im_end|>") become those tokens unless
+        `special` is False. A prompt given to `generate` is data: there they are ordinary text, but
+        for `raw`.
 
         Args:
             text: any text.
@@ -71,8 +78,10 @@ class Tokenizer:
                 text, as in anything that comes from outside.
 
         Raises:
-            PromptError: the text holds a lone surrogate, which UTF-8 cannot write.
+            PromptError: it is no text, or it holds a lone surrogate, which UTF-8 cannot write.
         """
+        if not isinstance(text, str):
+            raise PromptError(f"text = {text!r}: it must be a str")
         ids: list[int] = self._encoding(text, special).ids
         return ids
 
