@@ -17,7 +17,7 @@ from apdcli.decode.params import SHARED_FIELDS, make_params, strategy_info
 from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Finished, StepEvent
 from apdcli.engine.pair import LoadedPair
-from apdcli.engine.session import Generation, Request, Usage, with_room
+from apdcli.engine.session import Generation, Request, Usage, check_pair, refuse_loading, with_room
 from apdcli.errors import PromptError
 from apdcli.load.fill_settings import fill_settings
 from apdcli.load.settings import Settings
@@ -161,6 +161,8 @@ def fill(
         ParameterError, UnknownParameterError: naming the field, and the range or the known names.
         PromptError: no text, no gap, or no room in the context.
     """
+    check_pair(pair)
     resolved = fill_settings(pair.profile, {**settings, "marker": marker, "gap": gap}, {})
+    refuse_loading(settings, resolved)
     request = prepare_fill(pair, text, resolved)
     return cast("Filled", request.result(list(request.events())))

@@ -21,12 +21,13 @@ from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Finished, FinishReason, StepEvent
 from apdcli.engine.device import is_full, no_room
 from apdcli.engine.pair import LoadedPair
-from apdcli.errors import PromptError
+from apdcli.errors import ParameterError, PromptError, UnknownParameterError
 from apdcli.load.profile import check_strategy
 from apdcli.load.settings import Settings, resolve_settings
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
+_OF_LOADING = ("profile", "device", "dtype", "quantize", "engine")
 
 
 @dataclass(frozen=True)
@@ -247,9 +248,10 @@ def stream(
 ) -> Iterator[StepEvent | Finished]:
     """Decode a prompt, yielding a StepEvent for each step and then Finished.
 
-    Takes what :func:`generate` takes; everything is checked before the first step.
+    Takes what :func:`generate` takes; everything is checked before the first step. The text alone,
+    as it settles: :func:`apdcli.stream_text`.
     """
-    return _request(pair, prompt, raw, settings).events()
+    return request_of(pair, prompt, raw, settings).events()
 
 
 def generate(pair: LoadedPair, prompt: Prompt, *, raw: bool = False, **settings: Any) -> Generation:
@@ -268,12 +270,33 @@ def generate(pair: LoadedPair, prompt: Prompt, *, raw: bool = False, **settings:
     Raises:
         ParameterError, UnknownParameterError: naming the field, and the range or the known names.
         PromptError: the prompt is empty or leaves no room in the context.
+        UsageError: an unknown strategy, or one that needs a verifier which the profile lacks.
     """
-    request = _request(pair, prompt, raw, settings)
+    request = request_of(pair, prompt, raw, settings)
     return request.result(list(request.events()))
 
 
-def _request(pair: LoadedPair, prompt: Prompt, raw: bool, settings: Mapping[str, Any]) -> Request:
+def request_of(pair: LoadedPair, prompt: Prompt, raw: bool, settings: Mapping[str, Any]) -> Request:
+    """What :func:`generate` was asked for, checked."""
+    check_pair(pair)
+    if not isinstance(raw, bool):
+        raise ParameterError("raw", raw, "True or False")
     # What was tuned for a device holds where the pair really is, whatever its profile asks for.
-    flags = {"device": str(pair.device), **settings}
-    return prepare(pair, prompt, resolve_settings(pair.profile, flags, {}), raw=raw)
+    flags = {**settings, **dict.fromkeys(_OF_LOADING), "device": str(pair.device)}
+    resolved = resolve_settings(pair.profile, flags, {})
+    refuse_loading(settings, resolved)
+    return prepare(pair, prompt, resolved, raw=raw)
+
+
+def check_pair(pair: object) -> None:
+    """Raise ParameterError unless it is a loaded pair."""
+    if not isinstance(pair, LoadedPair):
+        raise ParameterError("pair", pair, "what apdcli.load_pair(...) returned")
+
+
+def refuse_loading(given: Mapping[str, Any], settings: Settings) -> None:
+    """Raise UnknownParameterError for what was settled when the pair was loaded."""
+    for name in _OF_LOADING:
+        if given.get(name) is not None:
+            known = [n for n in settings if not n.endswith(_OF_LOADING)]
+            raise UnknownParameterError(name, settings.strategy, known, "it belongs to load_pair")

@@ -156,6 +156,7 @@ def test_a_prompt_without_room_names_both_numbers(pair: LoadedPair) -> None:
         ([{"role": "user", "content": "a"}, {"content": "b"}], r"^messages\[1\]: .*'role'"),
         ([{"role": "user", "content": 3}], r"^messages\[0\]: .*'content'"),
         ([{"role": "assistant", "content": "a"}], "nothing to answer"),
+        ([{"role": "foo", "content": "a"}], r"^messages\[0\]: no role is 'foo'; there is system, "),
         ([{"role": "user", "content": " "}], "nothing to answer"),
     ],
 )
