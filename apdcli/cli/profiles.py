@@ -16,10 +16,12 @@ import typer
 
 from apdcli.cli.context import Context
 from apdcli.cli.variables import note_unknown
-from apdcli.errors import UsageError
+from apdcli.errors import ProfileError, UsageError
 from apdcli.render.terminal import is_terminal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from apdcli.load.settings import Settings
 
 Todo = Callable[[Context], int]
@@ -83,10 +85,9 @@ def _show(name: Effective = None, as_json: Json = False) -> Todo:
     def run(context: Context) -> int:
         note_unknown(context)
         from apdcli.cli.report import NEW_SEED, before_a_run
-        from apdcli.load.profile import find_profile
-        from apdcli.load.settings import choose_profile, resolve_settings
+        from apdcli.load.settings import chosen_profile, resolve_settings
 
-        profile = find_profile(choose_profile(name, context.environ).value)
+        profile = chosen_profile(name, context.environ)
         text = profile.path.read_text(encoding="utf-8-sig")
         settings = before_a_run(resolve_settings(profile, {"profile": name}, context.environ))
         if as_json:
@@ -182,7 +183,10 @@ def _edit(name: Name) -> Todo:
             return 0
         if copied:
             _note(_hides(name), context)
-        find_profile(path)
+        try:
+            find_profile(path)
+        except ProfileError as error:
+            raise ProfileError(f"{error}; {_kept(name, path)}") from error
         context.print(str(path))
         return 0
 
@@ -191,6 +195,15 @@ def _edit(name: Name) -> Todo:
 
 def _hides(name: str) -> str:
     return f"it hides the shipped profile {name!r} from now on; remove the file to have that back"
+
+
+def _kept(name: str, path: Path) -> str:
+    """What to do about a file that was left with an error."""
+    from apdcli.load.profile import shipped_path, user_profiles_dir
+
+    again = f"it is kept: 'apd profiles edit {name}' goes on with it"
+    hides = path.parent == user_profiles_dir() and shipped_path(path.stem)
+    return f"{again}; deleting it brings the shipped one back" if hides else again
 
 
 def _note(text: str, context: Context) -> None:

@@ -81,7 +81,8 @@ def test_edit_changes_a_profile_of_ones_own(apd: Apd, tmp_path: Path) -> None:
     breaks = editor(tmp_path, 'text = text.replace("max_tokens = 7", "max_tokens = 0")')
     ran = apd("profiles", "edit", "mine", environ=breaks)
     assert ran.status == 1
-    assert ran.complaint == apd("generate", "-p", "mine", "hello").complaint
+    complaint = apd("generate", "-p", "mine", "hello").complaint.rstrip()
+    assert ran.complaint == f"{complaint}; it is kept: 'apd profiles edit mine' goes on with it\n"
     assert f"{path}: decode.max_tokens = 0: it must be" in ran.complaint
     assert "max_tokens = 0" in path.read_text()  # what was written is not lost
     wins = editor(tmp_path, 'text = text.replace("max_tokens = 0", "max_tokens = 9")')
@@ -114,6 +115,20 @@ def test_edit_of_a_shipped_profile_makes_it_ones_own(apd: Apd, tmp_path: Path) -
     assert (
         apd("profiles", "edit", "demo", environ=adds, terminal=True).err == ""
     )  # already one's own
+
+
+def test_edit_says_what_becomes_of_a_file_with_an_error(apd: Apd, tmp_path: Path) -> None:
+    own = tmp_path / "config" / "profiles" / "demo.toml"
+    breaks = editor(tmp_path, 'text += "[decode\\n"')
+    ran = apd("profiles", "edit", "demo", environ=breaks)
+    assert f"{own}, line " in ran.complaint
+    assert "it is kept: 'apd profiles edit demo' goes on with it" in ran.complaint
+    assert "; deleting it brings the shipped one back" in ran.complaint
+    assert own.read_text().endswith("[decode\n")
+    mine = tmp_path / "mine.toml"
+    mine.write_bytes(own.read_bytes())
+    ran = apd("profiles", "edit", mine, environ=breaks)
+    assert (f"'apd profiles edit {mine}'" in ran.complaint, "shipped" in ran.complaint) == (1, 0)
 
 
 def test_edit_refuses_what_it_cannot_do(apd: Apd, tmp_path: Path) -> None:
