@@ -29,22 +29,38 @@ if TYPE_CHECKING:
     from apdcli.engine.session import generate as generate
     from apdcli.engine.session import stream as stream
     from apdcli.errors import ApdError as ApdError
+    from apdcli.errors import DeviceError as DeviceError
+    from apdcli.errors import ModelError as ModelError
+    from apdcli.errors import ParameterError as ParameterError
+    from apdcli.errors import ProfileError as ProfileError
+    from apdcli.errors import PromptError as PromptError
+    from apdcli.errors import UnknownParameterError as UnknownParameterError
+    from apdcli.errors import UsageError as UsageError
+    from apdcli.streaming import stream_text as stream_text
 
 _HOMES = {
     "ApdError": "apdcli.errors",
+    "DeviceError": "apdcli.errors",
     "Filled": "apdcli.engine.fill",
     "Finished": "apdcli.decode.types",
     "Generation": "apdcli.engine.session",
     "LoadedDenoiser": "apdcli.engine.pair",
     "LoadedPair": "apdcli.engine.pair",
+    "ModelError": "apdcli.errors",
+    "ParameterError": "apdcli.errors",
+    "ProfileError": "apdcli.errors",
+    "PromptError": "apdcli.errors",
     "StepEvent": "apdcli.decode.types",
+    "UnknownParameterError": "apdcli.errors",
     "Usage": "apdcli.engine.session",
+    "UsageError": "apdcli.errors",
     "fill": "apdcli.engine.fill",
     "generate": "apdcli.engine.session",
     "load_denoiser": "apdcli.engine.pair",
     "load_pair": "apdcli.engine.pair",
     "load_tokenizer": "apdcli.engine.pair",
     "stream": "apdcli.engine.session",
+    "stream_text": "apdcli.streaming",
 }
 
 __all__ = ["__version__", *_HOMES]
