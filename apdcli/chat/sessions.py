@@ -27,6 +27,7 @@ FORMAT, VERSION = "apd-session", 1
 _LONGEST = 100
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST - 1}}}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows
+_AUTOMATIC = re.compile(r"\d{4}-\d\d-\d\d-\d{6}(-\d+)?")  # as fresh_name makes them
 _SUFFIX, _TEMPORARY = ".json", ".part"
 _STALE_S = 3600.0
 _MOST_S = 2.0**37  # a date after the year 6000 is none
@@ -110,10 +111,15 @@ def check_name(name: str) -> str:
     """
     if not _is_name(name):
         raise UsageError(
-            f"{name!r} cannot be a session's name: use up to {_LONGEST} letters, digits, "
-            "- _ and ., with a letter or digit first"
+            f"{name!r} cannot be a session's name: use up to {_LONGEST} ASCII letters, digits, "
+            "- _ and ., a letter or digit first, no . last, and no device's name such as con"
         )
     return name
+
+
+def is_automatic(name: str) -> bool:
+    """Whether a session has its name from the time, and not from the user."""
+    return bool(_AUTOMATIC.fullmatch(name))
 
 
 def _is_name(name: str) -> bool:
@@ -210,7 +216,7 @@ class Store:
         return renamed
 
     def rename(self, session: Session, name: str) -> None:
-        """Give a session another name, on disk too.
+        """Give a session another name, on disk too; what the user has named stays as well.
 
         Raises:
             UsageError: not a name, or another session has it.
@@ -230,7 +236,8 @@ class Store:
             if before is not None:
                 self._seen[old.stem] = before
             raise
-        if before is not None and old.exists() and _mark(old) == before:
+        ours = before is not None and old.exists() and _mark(old) == before
+        if ours and is_automatic(old.stem):
             old.unlink()
 
     def _read(self, name: str) -> Session:
@@ -311,8 +318,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _session(name: str, record: Any) -> Session:
-    """The session of a parsed file; ValueError, TypeError or KeyError when it is not one."""
-    _require(record["format"] == FORMAT and record["version"] == VERSION)
+    """The session of a parsed file; ValueError, TypeError or KeyError when it is not one.
+
+    Raises:
+        InputError: it is one of a later format.
+    """
+    _require(record["format"] == FORMAT and _typed(record["version"], int) >= 1)
+    if record["version"] > VERSION:
+        raise InputError(f"the session {name} was written by a newer apd; it is left as it is")
     turns = [_turn(turn) for turn in record["turns"]]
     session = Session(
         name=name,

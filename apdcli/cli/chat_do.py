@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from apdcli.chat.commands import help_lines
 from apdcli.chat.files import MOST_BYTES, joined, read_text_file
 from apdcli.chat.screen import clipboard_code, stats_lines
-from apdcli.chat.sessions import Session, Turn
+from apdcli.chat.sessions import Session, Turn, is_automatic, user_store
 from apdcli.cli.chat_knobs import UNSET, fresh_seed, settings_in, shown
 from apdcli.cli.editor import run_editor
 from apdcli.cli.outputs import check_picture_name, check_writable
-from apdcli.errors import UsageError
+from apdcli.errors import ProfileError, UsageError
 from apdcli.load.home import home_path
 from apdcli.words import plural
 
@@ -140,22 +140,24 @@ def _undo(loop: Loop, _: str) -> None:
 def _clear(loop: Loop, _: str) -> None:
     talk, old = loop.talk, loop.talk.session
     talk.change_session(_fresh(loop, old))
-    kept = f"; the old one is saved as {old.name}" if old.turns and talk.store is not None else ""
+    kept = f"; the old one is saved as {old.name}" if talk.session.name != old.name else ""
     loop.screen.note(f"a new conversation{kept}")
 
 
 def _fresh(loop: Loop, like: Session) -> Session:
     store = loop.talk.store
     name = like.name if store is None else store.fresh_name()
-    if store is not None and not like.turns:
+    if not like.turns and is_automatic(like.name):
         name = like.name
     return Session(name, like.profile, like.system, dict(like.settings))
 
 
 def _save(loop: Loop, name: str) -> None:
     store = _store(loop)
+    old = loop.talk.session.name
     store.rename(loop.talk.session, name)
-    loop.screen.note(f"saved as {name}; it stays saved after every answer")
+    how = "saved as" if is_automatic(old) or old == name else f"copied from {old} to"
+    loop.screen.note(f"{how} {name}; it stays saved after every answer")
 
 
 def _load(loop: Loop, name: str) -> None:
@@ -170,10 +172,20 @@ def _load(loop: Loop, name: str) -> None:
     current = profile_name(loop.talk.pair)
     if session.profile != current:
         loop.screen.note(
-            f"it was held with profile {session.profile} and goes on with {current}; "
-            f"/profile {session.profile} changes back"
+            f"it was held with profile {session.profile}{_gone(session.profile)} and goes on "
+            f"with {current}"
         )
         session.profile = current
+
+
+def _gone(profile: str) -> str:
+    from apdcli.load.profile import find_profile
+
+    try:
+        find_profile(profile)
+    except ProfileError:
+        return ", which cannot be used here,"
+    return f" (/profile {profile} changes back)"
 
 
 def show_session(loop: Loop) -> None:
@@ -186,21 +198,24 @@ def show_session(loop: Loop) -> None:
         loop.screen.say(session.turns[-1].answer.rstrip("\n"))
 
 
-def _sessions(loop: Loop, _: str) -> None:
-    store = _store(loop)
-    entries = list(store.entries())
+def _sessions(loop: Loop, which: str) -> None:
+    if which.lower() not in ("", "all"):
+        raise UsageError("write it as /sessions or /sessions all")
+    store = loop.talk.store or user_store(loop.context.environ)
+    entries = sorted(store.entries(), key=lambda entry: entry.problem is not None)
+    most = len(entries) if which else _MOST_SESSIONS
     if not entries:
         loop.screen.say(f"none yet; they will be in {store.folder}")
         return
     rows = []
-    for entry in entries[:_MOST_SESSIONS]:
+    for entry in entries[:most]:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.updated))
         said = entry.problem or f"{when}, {plural(entry.turns, 'message')}: {_short(entry.first)}"
         mark = "* " if entry.name == loop.talk.session.name else "  "
         rows.append((mark + entry.name, said))
     loop.screen.table(rows)
-    if len(entries) > _MOST_SESSIONS:
-        loop.screen.note(f"and {len(entries) - _MOST_SESSIONS} older in {store.folder}")
+    if len(entries) > most:
+        loop.screen.note(f"and {len(entries) - most} more: /sessions all")
 
 
 def _file(loop: Loop, name: str) -> None:
@@ -246,12 +261,15 @@ def _trace(loop: Loop, argument: str) -> None:
         loop.screen.note(f"the next answer's steps go to {goes}" if goes else "no trace")
         return
     if switch.lower() == "off" and not path:
+        was_on = loop.tracing.path is not None
         loop.tracing.turn_off()
-        loop.screen.note("no trace from here on")
+        loop.screen.note("no trace from here on" if was_on else "no trace is on")
     elif switch.lower() == "on" and path:
         check_writable(path)
         loop.tracing.turn_on(path)
-        loop.screen.note(f"the next answer's steps go to {path}, later ones beside it (-2, -3)")
+        loop.screen.note(
+            f"the next answer's steps go to {path}{_replacing(path)}, later ones beside it (-2, -3)"
+        )
     else:
         raise UsageError("write it as /trace on FILE or /trace off")
 
@@ -278,8 +296,13 @@ def _export(loop: Loop, path: str) -> None:
 
     path = _path(path)
     check_picture_name(path, "as in /export chat.svg", "/export")
+    replacing = _replacing(path)
     export_chat(path, loop.talk.turns, loop.talk.states)
-    loop.screen.note(f"drawn to {path}")
+    loop.screen.note(f"drawn to {path}{replacing}")
+
+
+def _replacing(path: str) -> str:
+    return ", replacing what it held" if Path(path).is_file() else ""
 
 
 def _unquoted(name: str) -> str:

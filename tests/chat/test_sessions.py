@@ -75,7 +75,7 @@ def test_nobody_else_may_read_them(store: Store) -> None:
 )
 def test_names_that_leave_the_folder_or_break_a_platform(store: Store, name: str) -> None:
     for use in (check_name, store.load, store.path):
-        with pytest.raises(UsageError, match="cannot be a session's name"):
+        with pytest.raises(UsageError, match=r"cannot be a session's name.*ASCII.*such as con"):
             use(name)
     with pytest.raises(UsageError):
         store.rename(session(), name)
@@ -111,7 +111,7 @@ GOOD = {
         b"null",
         b"\xff\xfe",
         b'{"format": "other"}',
-        json.dumps({**GOOD, "version": 2}).encode(),
+        json.dumps({**GOOD, "version": 0}).encode(),
         json.dumps({**GOOD, "turns": [{"message": 1, "answer": ""}]}).encode(),
         json.dumps({**GOOD, "turns": [{"message": "a"}]}).encode(),
         json.dumps({**GOOD, "turns": ["a"]}).encode(),
@@ -137,6 +137,15 @@ def test_a_damaged_file_is_one_line_and_stays_as_it_is(store: Store, damage: byt
     assert path.read_bytes() == damage
 
 
+def test_a_later_format_is_not_called_damaged(store: Store) -> None:
+    store.folder.mkdir(parents=True)
+    store.path("late").write_text(json.dumps({**GOOD, "version": 2, "turns": 7}))
+    with pytest.raises(InputError, match="late was written by a newer apd"):
+        store.load("late")
+    (entry,) = store.entries()
+    assert "newer apd" in str(entry.problem)
+
+
 def test_the_minimum_of_a_file_is_read(store: Store) -> None:
     store.folder.mkdir(parents=True)
     store.path("good").write_text(json.dumps(GOOD))
@@ -156,13 +165,23 @@ def test_two_processes_do_not_lose_each_others_turns(store: Store) -> None:
     assert [t.message for t in here.load("both-2").turns] == [TURN.message, "e"]
 
 
+def test_what_the_user_named_stays_and_is_copied(store: Store) -> None:
+    one = session("one", TURN)
+    store.save(one)
+    store.rename(one, "two")
+    assert one.name == "two"
+    assert sorted(store.names()) == ["one", "two"]
+    assert store.load("one").turns == store.load("two").turns == [TURN]
+
+
 def test_rename_moves_and_never_replaces(store: Store) -> None:
-    one, two = session("one", TURN), session("two")
+    dated = store.fresh_name()
+    one, two = session(dated, TURN), session("two")
     store.save(one)
     store.save(two)
     with pytest.raises(UsageError, match="already"):
         store.rename(one, "two")
-    assert one.name == "one"
+    assert one.name == dated
     store.rename(one, "three")
     store.rename(one, "three")
     assert sorted(store.names()) == ["three", "two"]

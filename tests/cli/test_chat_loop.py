@@ -174,6 +174,37 @@ def test_save_load_and_sessions(seat: Seat) -> None:
     assert set(seat.store.names()) == {"fox", "bad", other}
 
 
+def test_a_named_conversation_is_copied_and_stays(seat: Seat) -> None:
+    assert "saved as fox; " in seat(TALK[0], "/save fox")
+    assert "copied from fox to bear; " in seat("/save bear", TALK[1])
+    assert set(seat.store.names()) == {"fox", "bear"}
+    assert [t.message for t in seat.store.load("fox").turns] == [TALK[0]]
+    assert seat.on_disk() == [*TALK[:2]]
+
+
+def test_an_empty_named_conversation_does_not_go(seat: Seat) -> None:
+    seat.store.save(Session("other", seat.loop.talk.session.profile))
+    assert "other: 0 messages" in seat("/load other")
+    assert "the old one is saved as other" in seat("/clear", "/save zero")
+    assert set(seat.store.names()) == {"other", "zero"}
+
+
+def test_sessions_lists_all_and_damaged_files_last(seat: Seat) -> None:
+    for number in range(22):
+        seat.store.save(Session(f"s{number}"))
+    (seat.store.folder / "bad.json").write_text("{")
+    shown = seat("/sessions")
+    assert "and 3 more: /sessions all" in shown
+    assert "bad" not in shown
+    shown = seat("/sessions all")
+    assert all(f"  s{number} " in shown for number in range(22))
+    assert shown.index("bad") > shown.index("s0 ")
+    assert "write it as /sessions" in seat("/sessions most")
+    seat.loop.context.environ["APD_DATA_DIR"] = str(seat.store.folder.parent)
+    seat.loop.talk.store = None  # --no-save
+    assert "s7" in seat("/sessions all")
+
+
 def test_system(seat: Seat) -> None:
     assert "no system message" in seat("/system")
     seat("/system Be brief.", TALK[0])
@@ -298,6 +329,11 @@ def test_one_of_anything_is_no_plural() -> None:
 def test_trace_stats_copy_export_show(seat: Seat, tmp_path: Path) -> None:
     assert "write it as /trace on FILE" in seat("/trace on", "/trace maybe x")
     assert seat("/trace") == "no trace\n"
+    assert seat("/trace off") == "no trace is on\n"
+    (tmp_path / "old.svg").write_text("old")
+    shown = " ".join(seat("/trace on old.svg", "/trace off", TALK[0], "/export old.svg").split())
+    assert shown.count("old.svg, replacing what it held") == 2
+    assert "replacing" not in seat("/undo", "/trace on new.jsonl", "/trace off")
     assert "go to t.jsonl" in seat("/trace on t.jsonl", "/trace").splitlines()[-1]
     shown = seat("/trace on t.jsonl", TALK[0], TALK[1], "/trace off", TALK[2])
     assert "t.jsonl" in shown
@@ -397,7 +433,11 @@ def test_load_says_whose_models_answer(seat: Seat) -> None:
     seat.store.save(Session("other", "dream", settings={"mixture_weight": 0.5}))
     seat.store.save(Session("odd", "demo", settings={"mixture_weight": 5}))
     assert "was held with profile dream" in seat("/load other")
-    assert "session odd: mixture_weight = 5" in seat("/load odd")
+    seat.store.save(Session("lost", "nosuch"))
+    shown = " ".join(seat("/load lost").split())
+    assert "profile nosuch, which cannot be used here," in shown
+    assert "changes back" not in shown
+    assert "session odd: mixture_weight = 5" in seat("/load odd", "/load other")
     assert seat.name == "other"
 
 
