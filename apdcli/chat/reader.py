@@ -89,6 +89,9 @@ class PlainReader:
             self._out.flush()
             raise
         if not line:
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                self._out.write("\n")
+                self._out.flush()
             raise EOFError
         return line.rstrip("\r\n")
 

@@ -189,4 +189,4 @@ def test_plain_lines() -> None:
     assert [reader.read() for _ in range(3)] == ["hi", "a", "last"]
     with pytest.raises(EOFError):
         reader.read()
-    assert out.getvalue() == ">>> >>> ... ... >>> >>> "
+    assert out.getvalue() == ">>> >>> ... ... >>> >>> \n"
