@@ -37,7 +37,7 @@ class Job(generate.Job):
     """What the command line asked for.
 
     Attributes:
-        resume: a session's name, "" for the last one, None for a new one.
+        resume: a session's name, LATEST for the last one, None for a new one.
     """
 
     command: ClassVar[str] = "chat"
@@ -179,7 +179,7 @@ def _loop(job: Job, context: Context, talk: Talk, knobs: Knobs, screen: Screen) 
         loop.tracing.turn_on(job.trace)
     if not job.quiet:
         screen.note(f"{_headline(talk, loop.settings())} · /help for commands, Ctrl-D leaves")
-    if talk.turns:
+    if talk.turns or job.resume is not None:
         show_session(loop)
     return loop
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from apdcli.cli.chat_answer import Answered, Answering, Tracing
 from apdcli.cli.generate import View
-from apdcli.cli.lines import Asked, Line, id_of, lines_of, read_line
+from apdcli.cli.lines import Asked, Line, lines_of, read_line
 from apdcli.cli.main import FAILED, INTERRUPTED, outcome
 from apdcli.errors import InputError
 from apdcli.render.terminal import is_terminal
@@ -73,6 +73,10 @@ class Lines(Answering):
         asked = read_line(line, self._is_object(line), messages=False)
         if asked.raw is not None:
             raise InputError("raw does not go with a chat")
+        try:
+            json.dumps(asked.id, allow_nan=False)
+        except ValueError as error:
+            raise InputError("id must be JSON, which has no NaN and no Infinity") from error
         return asked
 
     def _is_object(self, line: Line) -> bool:
@@ -87,8 +91,9 @@ class Lines(Answering):
         """Answer a line; what could not be written beside the answer."""
         settings = self.settings(**asked.settings)
         assert isinstance(asked.prompt, str)
-        done, failures = self.reply(self.talk.prepare(asked.prompt, settings), settings)
-        self._deliver(line, asked, settings, done)
+        request = self.talk.prepare(asked.prompt, settings)
+        done, failures = self.reply(request, settings)
+        self._deliver(line, asked, settings, done, request.left_out)
         return failures
 
     @contextlib.contextmanager
@@ -102,12 +107,14 @@ class Lines(Answering):
         with PlainWriter(state, self.context.out) as writer:
             yield writer
 
-    def _deliver(self, line: Line, asked: Asked, settings: Settings, done: Answered) -> None:
+    def _deliver(
+        self, line: Line, asked: Asked, settings: Settings, done: Answered, left_out: int
+    ) -> None:
         if self._json:
             from apdcli.cli.report import envelope
 
             whole = envelope(done.generation, settings, self.talk.pair, asked.settings)
-            self._print({**_head(line, asked.id), **whole})
+            self._print({**self._head(line), **whole, "left_out": left_out})
         elif not self._streams:
             self.context.print(done.generation.text.removesuffix("\n"))
         if self._verbose:
@@ -117,19 +124,24 @@ class Lines(Answering):
 
     def _complain(self, line: Line, why: str) -> None:
         if self._json:  # in the answer's place, so that whoever waits for a line gets one
-            id_ = id_of(line, self._is_object(line))
-            self._print({**_head(line, id_), "error": why})
+            self._print({**self._head(line), "error": why})
         self._say(line, why)
+
+    def _head(self, line: Line) -> dict[str, Any]:
+        """Which line is answered, and its id, null too, if it has one that JSON can write."""
+        head: dict[str, Any] = {"line": line.number}
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line.data) if self._is_object(line) else {}
+            if "id" in record:
+                json.dumps(record["id"], allow_nan=False)
+                head["id"] = record["id"]
+        return head
 
     def _say(self, line: Line, why: str) -> None:
         self.context.say(f"apd: line {line.number}: {why}")
 
     def _print(self, record: dict[str, Any]) -> None:
         self.context.print(json.dumps(record))
-
-
-def _head(line: Line, id_: Any) -> dict[str, Any]:
-    return {"line": line.number, **({} if id_ is None else {"id": id_})}
 
 
 def _lines(context: Context) -> Iterator[Line]:

@@ -26,7 +26,7 @@ Examples:
   printf '%s\\n' "My name is Mia." "What is my name?" | apd chat
 """
 
-LATEST = ""  # --resume without a name
+LATEST = "\0"  # --resume without a name; no command line can hold it
 _NOT_OF_CHAT = ("raw", "input", "jsonl", "batch_size", "output")
 _OTHER_WORDS = {
     "json": "In a pipe: an object a line in (or plain text), one a line out.",
@@ -85,7 +85,8 @@ def add_to(app: typer.Typer) -> None:
 def _chat(**values: Any) -> Any:
     """A conversation: on a terminal with editing and history, in a pipe line by line.
 
-    /help in it lists its commands. Every answer is saved; --resume goes on.
+    /help in it lists its commands. On a terminal every answer is saved, in a pipe only with
+    --resume NAME; --resume goes on.
     """
     from apdcli.cli import chat
 

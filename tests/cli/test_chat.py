@@ -98,6 +98,27 @@ def test_a_bad_line_costs_only_itself(apd: Apd, profile: Path) -> None:
     assert ran.err.startswith("apd: line 2: ")
 
 
+def test_ids_are_given_back_and_are_json(apd: Apd, profile: Path) -> None:
+    given = ('{"prompt": "hi", "id": NaN}', '{"prompt": "hi", "id": [1e999]}')
+    lines = [*given, '{"prompt": "hi", "id": null}', '{"prompt": "hi"}']
+    ran = apd("chat", "-p", profile, "--json", "-n", 4, stdin="\n".join(lines))
+    assert "NaN" not in ran.out.replace("no NaN and no", "")
+    *bad, null, none = map(json.loads, ran.out.splitlines())
+    assert all("id must be JSON" in record["error"] and "id" not in record for record in bad)
+    assert null["id"] is None
+    assert "id" not in none
+    assert none["left_out"] == 0
+
+
+def test_json_says_how_many_were_left_out(apd: Apd, profile: Path) -> None:
+    long = "I like the colour blue and the number 7. " * 4
+    ran = apd("chat", "-p", profile, "--json", "-n", 4, stdin="\n".join([long] * 14))
+    counts = [json.loads(line)["left_out"] for line in ran.out.splitlines()]
+    assert counts == sorted(counts)
+    assert counts[0] == 0
+    assert counts[-1] > 0
+
+
 def test_a_bad_line_of_plain_text(apd: Apd, profile: Path) -> None:
     ran = apd("chat", "-p", profile, stdin=b"hi\n\xff\nhi\n")
     assert ran.status == 1
@@ -168,6 +189,8 @@ def test_settings_that_waited_for_another_strategy_still_wait(
         (("--resume", "no-such"), "no session is called"),
         (("--resume", "../x"), "cannot be a session's name"),
         (("--resume",), "no session to resume"),
+        (("--resume", ""), "'' cannot be a session's name"),
+        (("--resume=",), "'' cannot be a session's name"),
         (("--resume", "--no-save"), "exclude each other"),
         (("-W", "0"), "-W/--recompute-window 0"),
         (("-K", "2"), "does not go with strategy apd"),
@@ -256,3 +279,4 @@ for line in sys.argv[1:]:
     )
     assert done.returncode == 0, done.stderr
     assert "--resume [NAME]" in done.stdout
+    assert "in a pipe only with --resume NAME" in " ".join(done.stdout.split())
