@@ -117,9 +117,9 @@ class Knobs:
 
     def values(self) -> Mapping[str, Callable[[], Iterable[str]]]:
         """The words that settings can be, where they are few."""
-        windows = {name: lambda: ["all"] for name in ("W", "M", "block-length")}
+        windows = {name: lambda: ["all"] for name in ("W", "block-length")}
         words: dict[str, Callable[[], Iterable[str]]] = {**windows, "strategy": self._strategies}
-        return words
+        return {**words, "M": lambda: ["all", "auto"], "markdown": lambda: ["on", "off"]}
 
     def _strategies(self) -> list[str]:
         alone = self.profile.verifier is None
@@ -134,7 +134,7 @@ class Knobs:
             return field
         if written.lower().replace("_", "-").split("-")[-1] in _FIXED:  # denoiser-dtype, too
             raise UsageError(f"{name} cannot change while the models are loaded; start apd anew")
-        offered = [*self.names(), "system", "profile", "markdown"]
+        offered = [*self.names(), "system", "profile"]
         hint = nearest(written, {*offered, *self._spellings})
         raise UsageError(f"nothing is called {name}; {hint or 'there are: ' + ', '.join(offered)}")
 
@@ -168,7 +168,7 @@ class Knobs:
         return settings
 
 
-_OTHERS = ("top-p", "top-k", "stop")
+_OTHERS = ("top-p", "top-k", "stop", "markdown")
 
 
 def _check_known(name: str, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from apdcli.cli.chat_answer import Answered, Answering, Tracing
 from apdcli.cli.generate import View
-from apdcli.cli.lines import Asked, Line, lines_of, read_line
+from apdcli.cli.lines import Asked, Line, id_of, lines_of, read_line
 from apdcli.cli.main import FAILED, INTERRUPTED, outcome
 from apdcli.errors import InputError
 from apdcli.render.terminal import is_terminal
@@ -51,7 +51,7 @@ class Lines(Answering):
         status, signals = 0, self.context.signals
         if is_terminal(self.context.stdin) and is_terminal(self.context.stderr):
             self.context.say("one message a line; Ctrl-D ends")
-        for line in _lines(self.context):
+        for line in _lines(self.context, blanks=self._json):
             try:
                 failures = self._answer(line, self._asked(line))
             except (OSError, KeyboardInterrupt):  # nobody reads any more; Ctrl-C
@@ -70,13 +70,11 @@ class Lines(Answering):
         return status
 
     def _asked(self, line: Line) -> Asked:
+        if not line.data.strip():
+            raise InputError("the line is blank")
         asked = read_line(line, self._is_object(line), messages=False)
         if asked.raw is not None:
             raise InputError("raw does not go with a chat")
-        try:
-            json.dumps(asked.id, allow_nan=False)
-        except ValueError as error:
-            raise InputError("id must be JSON, which has no NaN and no Infinity") from error
         return asked
 
     def _is_object(self, line: Line) -> bool:
@@ -128,14 +126,8 @@ class Lines(Answering):
         self._say(line, why)
 
     def _head(self, line: Line) -> dict[str, Any]:
-        """Which line is answered, and its id, null too, if it has one that JSON can write."""
-        head: dict[str, Any] = {"line": line.number}
-        with contextlib.suppress(ValueError, RecursionError):
-            record = json.loads(line.data) if self._is_object(line) else {}
-            if "id" in record:
-                json.dumps(record["id"], allow_nan=False)
-                head["id"] = record["id"]
-        return head
+        """Which line is answered, and its own id."""
+        return {"line": line.number, **id_of(line, self._is_object(line))}
 
     def _say(self, line: Line, why: str) -> None:
         self.context.say(f"apd: line {line.number}: {why}")
@@ -144,8 +136,9 @@ class Lines(Answering):
         self.context.print(json.dumps(record))
 
 
-def _lines(context: Context) -> Iterator[Line]:
+def _lines(context: Context, *, blanks: bool) -> Iterator[Line]:
+    """Standard input's; blank ones, too, where whoever sends one waits for an answer."""
     if context.stdin is None:
         raise InputError("standard input is closed: there is nobody to talk to")
     stdin: Any = getattr(context.stdin, "buffer", context.stdin)
-    return lines_of(stdin, "standard input")
+    return lines_of(stdin, "standard input", blanks=blanks)

@@ -37,7 +37,7 @@ _TAKES = "a line takes a prompt, an id, and settings by their long names, as max
 
 @dataclass(frozen=True)
 class Line:
-    """A line that is not blank.
+    """A line.
 
     Attributes:
         number: counted from 1, blank lines too.
@@ -61,13 +61,11 @@ class Asked:
         prompt: a user message, raw text, or messages of {"role", "content"}.
         settings: those that the line sets itself, by name.
         raw: no chat template; None: as the command line says.
-        id: handed back with the answer; None if the line has none.
     """
 
     prompt: str | Sequence[Mapping[str, str]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     raw: bool | None = None
-    id: Any = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,8 @@ def open_source(path: str, json_lines: bool, context: Context) -> Iterator[Sourc
         yield Source(path, json_lines, total, not regular, lambda: lines_of(opened, path))
 
 
-def lines_of(file: BinaryIO, name: str) -> Iterator[Line]:
-    """The lines of a stream as they come; blank ones are passed over.
+def lines_of(file: BinaryIO, name: str, *, blanks: bool = False) -> Iterator[Line]:
+    """The lines of a stream as they come; blank ones are passed over unless `blanks`.
 
     Raises:
         InputError: it cannot be read, or a line is longer than any context; `name` is in both.
@@ -137,7 +135,7 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[Line]:
             raise InputError(f"{name}: line {number} is longer than {_MOST_BYTES >> 20} MiB")
         data = data.removesuffix(b"\n").removesuffix(b"\r")
         data = data.removeprefix(b"\xef\xbb\xbf") if number == 1 else data
-        if data.strip():
+        if blanks or data.strip():
             yield Line(number, data)
 
 
@@ -145,15 +143,16 @@ def _unreadable(name: str, error: OSError) -> InputError:
     return InputError(f"cannot read {name}: {reason(error)}")
 
 
-def id_of(line: Line, json_lines: bool) -> Any:
-    """What a line calls itself, though something else in it may be wrong; None: nothing."""
-    if not json_lines:
-        return None
+def id_of(line: Line, json_lines: bool) -> dict[str, Any]:
+    """{"id": ...} as the line has it, null too, though something else in it may be wrong."""
     try:
-        record = json.loads(line.data)
+        record = json.loads(line.data) if json_lines else None
+        if not isinstance(record, dict) or "id" not in record:
+            return {}
+        json.dumps(record["id"], allow_nan=False)
     except (ValueError, RecursionError):
-        return None
-    return record.get("id") if isinstance(record, dict) else None
+        return {}
+    return {"id": record["id"]}
 
 
 def read_line(line: Line, json_lines: bool, *, messages: bool = True) -> Asked:
@@ -184,7 +183,9 @@ def read_line(line: Line, json_lines: bool, *, messages: bool = True) -> Asked:
         raise InputError("a chat keeps its messages itself: give the next one as prompt")
     if not messages and "prompt" not in record:
         raise InputError('it needs prompt, as in {"prompt": "..."}')
-    return Asked(_prompt(record), _settings(record), _raw(record), record.get("id"))
+    if "id" in record and not id_of(line, json_lines):
+        raise InputError("id must be JSON, which has no NaN and no Infinity")
+    return Asked(_prompt(record), _settings(record), _raw(record))
 
 
 def _prompt(record: Mapping[str, Any]) -> str | list[dict[str, str]]:

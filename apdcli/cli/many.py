@@ -211,12 +211,8 @@ class _Many:
 
         asked, line = checked.asked, checked.line
         record: dict[str, Any] = dict(line.head)
-        own: Mapping[str, Any] = {}
-        if isinstance(asked, Asked):
-            own, id_ = asked.settings, asked.id
-        else:  # so that whoever sent it finds what failed
-            id_ = id_of(line, self.source.json_lines)
-        record |= {} if id_ is None else {"id": id_}
+        own: Mapping[str, Any] = asked.settings if isinstance(asked, Asked) else {}
+        record |= id_of(line, self.source.json_lines)
         if isinstance(result, ApdError):
             record["error"] = " ".join(str(result).split())
             tokens = 0

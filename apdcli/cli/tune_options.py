@@ -63,7 +63,7 @@ _OWN: tuple[Flag, ...] = (
         "limit",
         ("--limit",),
         TASK,
-        f"At most N prompts, of each family as many [default {LIMIT}].",
+        f"At most N prompts in all, spread evenly over the families [default {LIMIT}].",
         "N",
     ),
     Flag("allow_code", ("--allow-code",), TASK, "Run the code that the model writes (python)."),

@@ -110,6 +110,14 @@ def test_ids_are_given_back_and_are_json(apd: Apd, profile: Path) -> None:
     assert none["left_out"] == 0
 
 
+def test_a_blank_line_has_an_answer_where_whoever_sent_it_waits(apd: Apd, profile: Path) -> None:
+    ran = apd("chat", "-p", profile, "--json", "-n", 4, stdin="\n \nhi\n")
+    first, second, third = map(json.loads, ran.out.splitlines())
+    assert first == {"line": 1, "error": "the line is blank"}
+    assert (second["line"], third["line"], "text" in third) == (2, 3, True)
+    assert len(apd("chat", "-p", profile, "-n", 4, stdin="\n \nhi\n").out.splitlines()) == 1
+
+
 def test_json_says_how_many_were_left_out(apd: Apd, profile: Path) -> None:
     long = "I like the colour blue and the number 7. " * 4
     ran = apd("chat", "-p", profile, "--json", "-n", 4, stdin="\n".join([long] * 14))

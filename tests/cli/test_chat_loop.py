@@ -52,6 +52,17 @@ def test_a_setting_alone_says_what_it_is(seat: Seat) -> None:
     assert not seat.said
 
 
+def test_what_tab_offers_after_set_can_be_set(seat: Seat) -> None:
+    knobs = seat.loop.knobs
+    values = {name: list(words()) for name, words in knobs.values().items()}
+    assert (values["M"], values["markdown"]) == (["all", "auto"], ["on", "off"])
+    assert set(values) - {"block-length"} <= set(knobs.names())
+    for name in ("W", "M", "strategy", "markdown"):
+        for word in values[name]:
+            assert f"{name} is {word}\n" in seat(f"/set {name} {word}"), (name, word)
+        seat(f"/set {name} default")
+
+
 @pytest.mark.parametrize(
     ("command", "shown", "name", "value"),
     [

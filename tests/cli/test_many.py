@@ -65,14 +65,14 @@ def test_json_lines_bring_their_own_settings(
         {"prompt": "hello", "max_tokens": 5, "id": ["a", 1]},
         {"messages": messages, "strategy": "left_to_right", "k": 3, "max-tokens": 7},
         {"prompt": "hello", "raw": True, "temp": 1.0, "seed": 4},
-        {"prompt": "hello", "stop": "e", "system": None},
+        {"prompt": "hello", "stop": "e", "system": None, "id": None},
     ]
     stdin = "\ufeff" + "\r\n\r\n".join(map(json.dumps, records))
     ran = apd("generate", "-p", profile, *args, "-n", 9, stdin=stdin)
     assert (ran.status, ran.err) == (0, "")
     first, second, third, fourth = answers(ran.raw)
     assert [a["line"] for a in (first, second, third, fourth)] == [1, 3, 5, 7]
-    assert (first["id"], "id" in second) == (["a", 1], False)
+    assert (first["id"], "id" in second, fourth["id"]) == (["a", 1], False, None)
     assert first["text"] == apdcli.generate(pair, "hello", max_tokens=5).text
     assert second["accepted"][0] == 3
     assert second["settings"]["k"] == {"value": 3, "from": "line"}
