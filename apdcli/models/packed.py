@@ -304,15 +304,21 @@ class Packed:
 
         q [heads, T, head_dim], k and v [kv_heads, keys, head_dim] -> [T, heads * head_dim].
         """
+        length = q.shape[1]
+        if allowed is None and not is_causal:
+            # Heads that share keys, as more queries of one head: torch 2.8 has no fast kernel on
+            # a CPU that knows of groups.
+            q = q.reshape(self.kv_heads, -1, self.head_dim)
         out = F.scaled_dot_product_attention(
             q[None],
             k[None],
             v[None],
             attn_mask=allowed,
             is_causal=is_causal,
-            enable_gqa=self.heads != self.kv_heads,
+            enable_gqa=len(q) != len(k),
         )
-        return out[0].transpose(0, 1).reshape(q.shape[1], -1)
+        by_head = out.reshape(self.heads, length, self.head_dim)
+        return by_head.transpose(0, 1).reshape(length, -1)
 
 
 def packed(net: Transformer) -> Packed:
