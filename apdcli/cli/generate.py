@@ -178,9 +178,8 @@ def _run(job: Job, context: Context, profile: Profile, settings: Settings) -> in
     check_apart({"-o/--output": job.output, "--trace": job.trace, "--export": job.export})
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(OutputFile(job.output)) if job.output else None
-        for path in (job.trace, job.export):
-            if path is not None:
-                check_writable(path)
+        for path in filter(None, (job.trace, job.export)):
+            check_writable(path)
         if target is None:
             _ = context.out  # closed: say so before the work
         text = job.read(context)
@@ -213,9 +212,9 @@ class _Going:
 
 
 def resolve(job: Job, context: Context, seed: int | None = None) -> tuple[Profile, Settings]:
-    """The profile and every setting; a parameter of another strategy is named by its flag.
+    """The profile and every setting, with `seed` (None: a new one) where one counts and none is.
 
-    `seed` is for a run that nobody gave one; None draws it where it counts.
+    A parameter of another strategy is named by its flag.
     """
     from apdcli.load.profile import check_strategy
     from apdcli.load.settings import Setting, Settings, chosen_profile
