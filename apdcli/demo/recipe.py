@@ -76,6 +76,9 @@ WORLD = {
     "remove": 1.3,
     "reverse": 1.4,
     "sort": 2.3,
+    "order": 1.2,
+    "signs": 1.0,
+    "counting": 0.5,
     "copy": 1.2,
     "dates": 1.1,
     "units": 0.9,
@@ -141,8 +144,29 @@ VERIFIER = {
     "help": 2.0,
 }
 
-# The last stretch: order and place in short lists.
+# Order and place in short lists.
 LISTS = {**SMALL_WORLD, "sort": 7.0, "remove": 5.0, "reverse": 1.2, "copy": 1.0, "help": 3.2}
+
+# The last stretch: numbers as a newcomer types them, and what is still wrong. What has long been
+# right is met often enough to stay so.
+TYPED = {
+    **SMALL_WORLD,
+    "order": 8.0,
+    "remove": 11.0,
+    "sort": 5.0,
+    "signs": 1.2,
+    "counting": 0.8,
+    "sums": 1.5,
+    "problems": 2.0,
+    "sequences": 1.5,
+    "reverse": 1.0,
+    "stories": 1.0,
+    "help": 3.2,
+}
+
+# Trained on a little, so that "count to ten" has its answer; with numbers that it has not met the
+# small denoiser does not stop in the right place, so it is not of its world.
+ASIDE = {"cpu": ("counting",), "gpu": ()}
 
 PRESETS: dict[str, dict[str, Plan]] = {
     # Two CPU cores: about two hours.
@@ -153,6 +177,7 @@ PRESETS: dict[str, dict[str, Plan]] = {
                 Stage("causal", 60, 1.0, 0.02, 1.0),
                 Stage("causal", 25, 0.3, 0.01, 1.0, weights=VERIFIER),
                 Stage("causal", 14, 0.3, 0.01, 1.0, weights=SMALL_WORLD, history=0.6),
+                Stage("causal", 10, 0.15, 0.01, weights=TYPED, history=0.3),
             ),
             batch_tokens=6144,
         ),
@@ -169,6 +194,7 @@ PRESETS: dict[str, dict[str, Plan]] = {
                     "masks", 46, 0.2, 0.06, weights=SMALL_WORLD, near=6.0, history=0.4, answers=0.7
                 ),
                 Stage("masks", 26, 0.06, 0.003, weights=LISTS, near=6.0, history=0.3, answers=0.7),
+                Stage("masks", 72, 0.25, 0.003, weights=TYPED, near=6.0, history=0.3, answers=0.7),
             ),
             batch_tokens=6144,
         ),

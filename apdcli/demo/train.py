@@ -30,7 +30,7 @@ from apdcli.demo.corpus import FAMILIES, generate, probes
 from apdcli.demo.data import Batch, Row, causal_batches, encode_pool, masked_batches, pool_batches
 from apdcli.demo.export import save_hub_folder
 from apdcli.demo.optim import Optimizer
-from apdcli.demo.recipe import PRESETS, VOCAB_SIZE, Plan, Stage
+from apdcli.demo.recipe import ASIDE, PRESETS, VOCAB_SIZE, Plan, Stage
 from apdcli.models.transformer import Transformer
 
 PAIR = Path(__file__).parent / "pair"
@@ -226,7 +226,8 @@ def _table(title: str, shares: dict[str, float]) -> None:
 def write_world(preset: str, seed: int, output: Path) -> None:
     """world.json beside the pair: which families it was trained to the end on, and how."""
     last = PRESETS[preset]["denoiser"].stages[-1].weights
-    families = [n for n, f in FAMILIES.items() if last.get(n, f.weight) > 0]
+    aside = ASIDE[preset]
+    families = [n for n, f in FAMILIES.items() if last.get(n, f.weight) > 0 and n not in aside]
     made = {"preset": preset, "seed": seed, "families": families}
     tokens.write_json(output / "world.json", made)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from random import Random
 
@@ -54,6 +55,27 @@ def test_an_answer_of_another_example_is_wrong() -> None:
     for name in ("copy", "sort", "lookups", "comparisons", "chat"):
         one, *others = draw(name)
         assert all(not check(one, o.answer) for o in others if o.answer != one.answer)
+
+
+def test_numbers_are_sorted_as_numbers_however_they_are_typed() -> None:
+    for example in draw("order"):
+        asked = [int(n) for n in re.findall(r"\d+", example.messages[0]["content"])]
+        said = [int(n) for n in re.findall(r"\d+", example.answer)]
+        assert said == sorted(asked)
+
+
+def test_counting_ends_where_it_was_asked_to() -> None:
+    for example in draw("counting"):
+        asked = [int(n) for n in re.findall(r"\d+", example.messages[0]["content"])]
+        first, last = ([1, *asked])[-2:]
+        assert example.answer == ", ".join(map(str, range(first, last + 1))) + "."
+
+
+def test_a_family_without_weight_is_never_drawn() -> None:
+    some = islice(generate(0, "train"), 3000)
+    assert not {"order", "signs", "counting"} & {example.family for example in some}
+    more = islice(generate(0, "train", {"order": 2.0, "signs": 2.0}), 200)
+    assert {"order", "signs"} <= {example.family for example in more}
 
 
 def test_a_right_number_after_a_wrong_equation_is_wrong() -> None:

@@ -54,7 +54,8 @@ def test_every_family_survives_the_tokenizer(tok: Tokenizer, name: str) -> None:
             ids = tok.encode(text).ids
             assert tok.decode(ids) == text
             assert max(ids) < tok.get_vocab_size()
-        assert len(tok.encode(example.answer).ids) < len(example.answer) * 0.7
+        if name not in ("signs", "counting"):  # mostly digits, each a token of its own
+            assert len(tok.encode(example.answer).ids) < len(example.answer) * 0.7
 
 
 def test_the_answer_is_encoded_alike_alone_and_after_its_prompt(tok: Tokenizer) -> None:

@@ -1,4 +1,7 @@
-"""List operations: copy, reverse, sort, replace, insert, remove, count.  Each is its own family."""
+"""List operations, each its own family: copy, reverse, sort, replace, insert, remove, count.
+
+`order` sorts as well: numbers only, as they are typed in a hurry.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +58,24 @@ def sort(rng: Random) -> Example:
     return _example("sort", prompt, f"The sorted list is {_join(ordered)}.")
 
 
+def order(rng: Random) -> Example:
+    """Numbers, mostly of one digit, in the words and marks of somebody in a hurry."""
+    top = rng.choice((9, 9, 9, 12, 20, 30))
+    numbers = rng.sample(range(1, top + 1), rng.randint(3, 6))
+    lead = rng.choice(
+        ("Sort the list", "Sort this list", "Sort", "Sort the numbers", "Sort these numbers")
+    )
+    end = rng.choice((".", ""))
+    if rng.random() < 0.15:
+        lead = rng.choice(("Please ", "please ", "Can you ", "can you ")) + lead.lower()
+        end = end.replace(".", "?") if lead[0] in "Cc" else end
+    colon = ":" if rng.random() < 0.4 else ""
+    between = rng.choices((", ", " ", ","), (8, 1, 1))[0]
+    prompt = f"{lead}{colon} {between.join(map(str, numbers))}{end}"
+    answer = f"The sorted list is {_join([str(n) for n in sorted(numbers)])}."
+    return _example("order", prompt, answer)
+
+
 def replace(rng: Random) -> Example:
     """Put a new word where an old one stood."""
     items = _items(rng)
@@ -107,6 +128,7 @@ FAMILIES = (
     _family("copy", 1.0, copy),
     _family("reverse", 1.2, reverse),
     _family("sort", 2.5, sort),
+    _family("order", 0.0, order),  # with a weight of its own in the stages that have it
     _family("replace", 1.0, replace),
     _family("insert", 1.0, insert),
     _family("remove", 1.0, remove),

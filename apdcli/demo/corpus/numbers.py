@@ -1,4 +1,4 @@
-"""Numbers: sums in words, word problems with worked steps, comparisons, sequences."""
+"""Numbers: sums, word problems with worked steps, comparisons, sequences, counting."""
 
 from __future__ import annotations
 
@@ -65,6 +65,29 @@ def sums(rng: Random) -> Example:
     prompt = prompt[0].upper() + prompt[1:] if rng.random() < 0.7 else prompt
     answer = f"{_steps(op, a, b, total)}. The answer is {total}."
     return Example("sums", say(prompt), answer, {"answer": total})
+
+
+def signs(rng: Random) -> Example:
+    """A sum in signs alone, as one types it into a calculator."""
+    op, a, b, total = _operands(rng)
+    sign = rng.choice(("x", "*")) if op == "times" else _SIGNS[op]
+    forms = ("{a}{s}{b}", "{a}{s}{b}", "{a} {s} {b}", "{a}{s}{b}=", "{a} {s} {b} =", "{a}{s}{b}?",
+             "{a} {s} {b} = ?", "What is {a}{s}{b}?", "what is {a}{s}{b}", "Calculate {a} {s} {b}",
+             "calculate {a}{s}{b}", "What's {a} {s} {b}?", "what's {a}{s}{b}")  # fmt: skip
+    prompt = rng.choice(forms).format(a=a, s=sign, b=b)
+    answer = f"{_steps(op, a, b, total)}. The answer is {total}."
+    return Example("signs", say(prompt), answer, {"answer": total})
+
+
+def counting(rng: Random) -> Example:
+    """Whole numbers in their order, up to twelve of them."""
+    first = 1 if rng.random() < 0.3 else rng.randint(1, 20)
+    last = first + rng.randint(2, 11)
+    count = rng.choice(("Count", "count", "Please count", "Can you count"))
+    start = "" if first == 1 and rng.random() < 0.5 else f" from {first}"
+    prompt = f"{count}{start} to {last}" + rng.choice(("", ".", ""))
+    answer = ", ".join(str(n) for n in range(first, last + 1)) + "."
+    return Example("counting", say(prompt), answer, {"answer": answer})
 
 
 def problems(rng: Random) -> Example:
@@ -168,4 +191,7 @@ FAMILIES = (
     Family("problems", 2.0, problems, check_number),
     Family("comparisons", 1.2, comparisons, check_text),
     Family("sequences", 1.5, sequences, check_number),
+    # With a weight of their own in the stages that have them.
+    Family("signs", 0.0, signs, check_number),
+    Family("counting", 0.0, counting, check_text),
 )

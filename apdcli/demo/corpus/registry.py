@@ -21,7 +21,7 @@ SYSTEM_SHARE = 0.06
 LOOSE_SHARE = 0.15
 # Families whose prompts start with a plain verb or question word, never with a name.
 _LOOSE = frozenset(
-    phrases("sums sequences copy reverse sort replace insert remove count units stories")
+    phrases("sums sequences copy reverse sort order replace insert remove count units stories")
 )
 _SYSTEMS = (
     "You are a helpful assistant.",
