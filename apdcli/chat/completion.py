@@ -6,6 +6,7 @@ Knows where names come from only as functions; imported with prompt_toolkit, whe
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from apdcli.render.safe import visible
 
 _MOST = 200
 _FILES = ("file", "export")
+_AT = re.compile(r'(?<!\S)@("[^"\n]*|[^\s"]*)$')
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,8 @@ class ChatCompleter(Completer):
             name, space, rest = text[1:].partition(" ")
             yield from self._argument(name, rest) if space else _commands(name)
             return
-        word = text[max(text.rfind(" "), text.rfind("\n")) + 1 :]
-        if word.startswith("@"):
-            yield from _paths(word[1:].removeprefix('"'), len(word) - 1)
+        if named := _AT.search(text):
+            yield from _paths(named[1])
 
     def _argument(self, name: str, rest: str) -> Iterator[Completion]:
         first, space, value = rest.partition(" ")
@@ -67,9 +68,9 @@ class ChatCompleter(Completer):
         if name == "profile":
             return _words(self.sources.profiles(), rest)
         if name == "trace":
-            return _paths(value, len(value)) if space else _words(("on", "off"), first)
+            return _paths(value) if space else _words(("on", "off"), first)
         if name in _FILES:
-            return _paths(rest, len(rest))
+            return _paths(rest)
         return iter(())
 
 
@@ -91,9 +92,13 @@ def _words(words: Iterable[str], typed: str, after: str = "") -> Iterator[Comple
             yield Completion(word + after, -len(typed), display=visible(word))
 
 
-def _paths(typed: str, replaced: int) -> Iterator[Completion]:
-    """Files and folders that a path may go on to; hidden ones only once a dot is typed."""
-    folder, slash, start = typed.rpartition("/")
+def _paths(typed: str) -> Iterator[Completion]:
+    """Files and folders that a path may go on to; hidden ones only once a dot is typed.
+
+    A path with spaces stands in quotes, which stay open behind a folder: more may follow.
+    """
+    quoted = typed.startswith('"')
+    folder, slash, start = typed.removeprefix('"').rpartition("/")
     try:
         base = home_path(folder + slash or ".")
         found = sorted(os.scandir(base), key=lambda entry: entry.name)
@@ -106,6 +111,8 @@ def _paths(typed: str, replaced: int) -> Iterator[Completion]:
         if hidden or not name.startswith(start) or not name.isprintable() or count == _MOST:
             continue
         count += 1
-        path = folder + slash + name + ("/" if entry.is_dir() else "")
-        written = f'"{path}"' if " " in path else path
-        yield Completion(written, -replaced, display=visible(name))
+        path, last = (name + "/", "") if entry.is_dir() else (name, '"')
+        written = folder + slash + path
+        if quoted or " " in written:
+            written = f'"{written}{last}'
+        yield Completion(written, -len(typed), display=visible(name))

@@ -115,6 +115,8 @@ def test_completion(start: Start, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "deep.txt").write_text("")
     (tmp_path / "bad\x1bname").write_text("")
+    (tmp_path / "old talks").mkdir()
+    (tmp_path / "old talks" / "fox story.md").write_text("")
     child = start()
     assert typed(child, "/sess", TAB, ENTER) == "'/sessions'"
     assert typed(child, "/set te", TAB, "0.5", ENTER) == "'/set temperature 0.5'"
@@ -130,6 +132,10 @@ def test_completion(start: Start, tmp_path: Path) -> None:
     assert typed(child, "sum up @no", TAB, ENTER) == "'sum up @notes.txt'"
     assert typed(child, "@my", TAB, ENTER) == "'@\"my notes.md\"'"
     assert typed(child, "/file folder/d", TAB, ENTER) == "'/file folder/deep.txt'"
+    # a folder with a space: in quotes, which stay open for the next Tab
+    assert typed(child, "see @ol", TAB, TAB, ENTER) == "'see @\"old talks/fox story.md\"'"
+    assert typed(child, '/file "old talks/f', TAB, ENTER) == "'/file \"old talks/fox story.md\"'"
+    assert typed(child, '/file "no', TAB, ENTER) == "'/file \"notes.txt\"'"
     assert typed(child, "@bad", TAB, ENTER) == "'@bad'"
     assert typed(child, "/tr", TAB, "on n", TAB, ENTER) == "'/trace on notes.txt'"
     typed(child, "\x04")
