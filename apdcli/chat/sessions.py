@@ -80,6 +80,7 @@ class Session:
         turns: everything that was said.
         left_out: how many of the oldest turns the models do not see.
         created, updated: seconds since the epoch.
+        markdown: answers settle as Markdown.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Session:
     left_out: int = 0
     created: float = field(default_factory=time.time)
     updated: float = field(default_factory=time.time)
+    markdown: bool = False
 
 
 @dataclass(frozen=True)
@@ -336,6 +338,7 @@ def _session(name: str, record: Any) -> Session:
         left_out=_typed(record["left_out"], int),
         created=_seconds(record["created"]),
         updated=_seconds(record["updated"]),
+        markdown=_typed(record.get("markdown", False), bool),  # earlier files have none
     )
     _require(0 <= session.left_out <= len(turns))
     return session

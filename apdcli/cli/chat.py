@@ -69,7 +69,7 @@ def run(job: Job, context: Context) -> int:
     people = is_terminal(context.stdin) and is_terminal(context.stdout) and not job.json
     store = user_store(context.environ) if people or job.resume is not None else None
     store = None if job.no_save else store
-    session, kept = _resumed(job, store), dict[str, Any]()
+    session, kept, given = _resumed(job, store), dict[str, Any](), job.flags
     if session is not None:
         from apdcli.cli.chat_knobs import settings_in
 
@@ -90,10 +90,12 @@ def run(job: Job, context: Context) -> int:
     _ = context.out  # closed: say so before the work
     from apdcli.cli.chat_knobs import Knobs
 
-    knobs = Knobs(profile, {**kept, **job.flags}, context.environ)
+    flags = {**kept, **job.flags}
+    knobs = Knobs(profile, flags, context.environ, kept=flags.keys() - given.keys())
     screen = _screen(context) if people else None
     # what is typed ahead is seen at the prompt, once
-    with no_echo(context.stdin if people else None):
+    keys = people and can_draw(context.out, context.environ)
+    with no_echo(context.stdin if people else None, keys=keys):
         pair = _load(job, context, profile, settings)
         talk = _talk(job, store, session, pair, knobs)
         loop = None if screen is None else _loop(job, context, talk, knobs, screen)
@@ -148,6 +150,7 @@ def _talk(
         session = Session(name)
     session.profile = profile_name(pair)
     session.settings = kept_settings(knobs.flags)
+    session.markdown |= job.markdown
     if "system" in job.flags:
         session.system = job.flags["system"]
         knobs.flags.pop("system")
@@ -174,7 +177,6 @@ def _loop(job: Job, context: Context, talk: Talk, knobs: Knobs, screen: Screen) 
         live=not (job.no_live or job.quiet),
         quiet=job.quiet,
     )
-    loop.markdown = job.markdown
     if job.trace is not None:
         loop.tracing.turn_on(job.trace)
     if not job.quiet:

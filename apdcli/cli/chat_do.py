@@ -39,11 +39,12 @@ def _set(loop: Loop, argument: str) -> None:
     value = value.strip()
     if name.lower() == "markdown":
         if not value:
-            loop.screen.note(f"markdown is {'on' if loop.markdown else 'off'}")
+            loop.screen.note(f"markdown is {'on' if loop.talk.session.markdown else 'off'}")
             return
         if value.lower() not in _ON_OFF:
             raise UsageError(f"markdown {value}: it must be on or off")
-        loop.markdown = _ON_OFF[value.lower()]
+        loop.talk.session.markdown = _ON_OFF[value.lower()]
+        _remember(loop)
         loop.screen.note(f"markdown is {value.lower()}")
     elif name.lower() in ("system", "profile"):
         DO[name.lower()](loop, value)
@@ -53,7 +54,8 @@ def _set(loop: Loop, argument: str) -> None:
             _remember(loop)
         field = loop.knobs.field(name)
         now = "new for each answer" if _unseeded(loop, field) else _written(setting.value)
-        origin = "" if setting.origin == "flag" else f" (from the {setting.origin})"
+        told = setting.origin in ("flag", "set")
+        origin = "" if told else f" (from the {setting.origin})"
         loop.screen.note(f"{shown(field)} is {now}{origin}")
 
 
@@ -66,7 +68,7 @@ def _show(loop: Loop, _: str) -> None:
         value = "new for each answer" if _unseeded(loop, name) else _written(setting.value)
         rows.append((shown(name), f"{value}  ({setting.origin})"))
     rows.append(("system", settings.system or "none"))
-    rows.append(("markdown", "on" if loop.markdown else "off"))
+    rows.append(("markdown", "on" if session.markdown else "off"))
     rows.append(("trace", loop.tracing.next_path() or "off"))
     where = talk.store.path(session.name) if talk.store is not None else "not saved"
     rows.append(("session", f"{session.name}, {plural(len(talk.turns), 'message')} ({where})"))
@@ -149,7 +151,8 @@ def _fresh(loop: Loop, like: Session) -> Session:
     name = like.name if store is None else store.fresh_name()
     if not like.turns and is_automatic(like.name):
         name = like.name
-    return Session(name, like.profile, like.system, dict(like.settings))
+    settings = dict(like.settings)
+    return Session(name, like.profile, like.system, settings, markdown=like.markdown)
 
 
 def _save(loop: Loop, name: str) -> None:
@@ -166,8 +169,7 @@ def _load(loop: Loop, name: str) -> None:
     session = _store(loop).load(name)
     settings = settings_in(session)
     loop.talk.change_session(session)
-    kept = {n: v for n, v in loop.knobs.flags.items() if n in _OF_THE_RUN}
-    loop.knobs.flags = {**kept, **settings}
+    loop.knobs.take_over(settings, stay=_OF_THE_RUN)
     show_session(loop)
     current = profile_name(loop.talk.pair)
     if session.profile != current:
@@ -240,13 +242,14 @@ def _profile(loop: Loop, name: str) -> None:
     if name == current:
         loop.screen.note(f"{name} answers already")
         return
-    profile, flags = loop.knobs.profile, loop.knobs.flags
-    settings = loop.knobs.change_profile(name)
+    knobs = loop.knobs
+    before = knobs.profile, knobs.flags, dict(knobs.origins)
+    settings = knobs.change_profile(name)
     try:
         loop.screen.note(f"loading {name}")
-        pair = load_models(loop.knobs.profile, settings)
+        pair = load_models(knobs.profile, settings)
     except BaseException:
-        loop.knobs.profile, loop.knobs.flags = profile, flags
+        knobs.profile, knobs.flags, knobs.origins = before
         raise
     loop.talk.change_pair(pair)
     _remember(loop)

@@ -20,7 +20,7 @@ from apdcli.load.profile import (
     known_decode_keys,
     nearest,
 )
-from apdcli.load.settings import Setting, Settings, resolve_settings
+from apdcli.load.settings import Origin, Setting, Settings, resolve_settings
 
 if TYPE_CHECKING:
     from apdcli.chat.sessions import Session
@@ -46,14 +46,23 @@ class Knobs:
 
     Attributes:
         profile: whose values are under it.
-        flags: set by flag or /set, by parameter name; those of other strategies wait.
+        flags: set by flag, /set or the session, by parameter name; those of other strategies
+            wait.
+        origins: which of these are not by flag.
     """
 
     def __init__(
-        self, profile: Profile, flags: Mapping[str, Any], environ: Mapping[str, str]
+        self,
+        profile: Profile,
+        flags: Mapping[str, Any],
+        environ: Mapping[str, str],
+        *,
+        kept: Iterable[str] = (),
     ) -> None:
+        """Args: `kept` names the flags that come from the session."""
         self.profile = profile
         self.flags = dict(flags)
+        self.origins: dict[str, Origin] = dict.fromkeys(kept, "session")
         self._environ = environ
         self._spellings = _spellings()
 
@@ -90,10 +99,17 @@ class Knobs:
             changed.pop(field, None)
         else:
             changed[field] = self._value(field, text)
-        settings = self._settled(self.profile, changed)
-        _check_known(field, settings)
+        _check_known(field, self._settled(self.profile, changed))
         self.flags = changed
-        return settings[field]
+        self.origins[field] = "set"
+        return self.get(name)
+
+    def take_over(self, settings: Mapping[str, Any], stay: Iterable[str]) -> None:
+        """Put another session's settings in place of all that were set but those that `stay`."""
+        kept = {name: self.flags[name] for name in stay if name in self.flags}
+        self.flags = {**kept, **settings}
+        self.origins = {n: o for n, o in self.origins.items() if n in kept}
+        self.origins.update(dict.fromkeys(settings, "session"))
 
     def change_profile(self, name: str) -> Settings:
         """Put another profile under what was set; nothing is changed if it does not fit.
@@ -105,6 +121,7 @@ class Knobs:
         flags = {**self.flags, "profile": name}
         settings = self._settled(profile, flags)
         self.profile, self.flags = profile, flags
+        self.origins["profile"] = "set"
         return settings
 
     def names(self) -> list[str]:
@@ -164,8 +181,13 @@ class Knobs:
                 f"{shown(error.field)} {error.value}: it must be {error.allowed}"
             ) from error
         if settings["seed"].origin == "default" and settings.draws:
-            return with_seed(settings, fresh_seed(), "default")
-        return settings
+            settings = with_seed(settings, fresh_seed(), "default")
+        return Settings({name: self._told(name, setting) for name, setting in settings.items()})
+
+    def _told(self, name: str, setting: Setting) -> Setting:
+        """A setting that counts as given by flag, with who gave it."""
+        by = self.origins.get(name)
+        return Setting(setting.value, by) if by and setting.origin == "flag" else setting
 
 
 _OTHERS = ("top-p", "top-k", "stop", "markdown")

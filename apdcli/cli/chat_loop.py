@@ -6,7 +6,7 @@ A failure costs one line and never the conversation. Knows no flags; commands ar
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from apdcli.chat.commands import is_command, parse_command
@@ -41,7 +41,6 @@ class Loop(Answering):
 
     Attributes:
         pending: files that go with the next message.
-        markdown: answers settle as Markdown.
         draft: a message to edit at the next prompt.
     """
 
@@ -60,28 +59,33 @@ class Loop(Answering):
         self.screen = screen
         self.reader = reader
         self.pending: list[TextFile] = []
-        self.markdown = False
         self.draft = ""
         self._live = live
         self.quiet = quiet
         self._hush = contextlib.ExitStack()
+        self._hush_again: Callable[[], None] = lambda: None
 
     def run(self) -> int:
         """Until the user leaves; 0."""
         with self._hush:
-            return self._run()
+            if self.reader.hears_interrupt:  # it reads keys, whatever the terminal does with them
+                self._hush_again = self._hush.enter_context(no_echo(self.context.stdin, keys=True))
+            with self.context.signals.held():  # however often it is pressed, the next prompt comes
+                return self._run()
 
     def _run(self) -> int:
         from apdcli.cli import chat_do
 
         while True:
+            self._hush_again()
             try:
                 text = self._read()
                 if is_command(text):
                     command, argument = parse_command(text)
                     if command.name == "bye":
                         return 0
-                    chat_do.DO[command.name](self, argument)
+                    with self.context.signals.released():
+                        chat_do.DO[command.name](self, argument)
                 elif text.strip() or self.pending:
                     self.say(text)
             except EOFError:
@@ -106,7 +110,8 @@ class Loop(Answering):
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         """No key is drawn and no Ctrl-C is lost until the next message is read."""
-        self._hush.enter_context(no_echo(self.context.stdin))
+        if not self.reader.hears_interrupt:
+            self._hush.enter_context(no_echo(self.context.stdin))
         with self.context.signals.held():
             yield
 
@@ -147,7 +152,7 @@ class Loop(Answering):
             self._answer(self.talk.prepare(message, settings), settings, typed)
 
     def _read(self) -> str:
-        """What is typed next; the keys' echo is off since the answer, so that no ^C is drawn."""
+        """What is typed next; a reader of lines has the keys' echo back for it."""
         draft, self.draft = self.draft, ""
         if not self._fits(draft):  # what was said about it would be gone at once
             self.screen.note("the message is too long to stand here; Up brings it back")
@@ -157,10 +162,9 @@ class Loop(Answering):
             self._hush.close()
         signals.rearm()
         try:
-            with signals.held() if hears else contextlib.nullcontext():
+            with contextlib.nullcontext() if hears else signals.released():
                 return self.reader.read(draft)
         finally:
-            self._hush.close()
             signals.rearm()
 
     def _fits(self, draft: str) -> bool:
@@ -195,7 +199,7 @@ class Loop(Answering):
     def view(self, state: ViewState) -> Iterator[View]:
         """The live view, or with Markdown one that goes away and leaves the answer set in it."""
         context, out = self.context, self.context.out
-        if not (self.markdown and self._live and can_draw(out, context.environ)):
+        if not (self.talk.session.markdown and self._live and can_draw(out, context.environ)):
             from apdcli.render import open_view
 
             with open_view(

@@ -85,6 +85,15 @@ class Signals:
         finally:
             self._held = before
 
+    @contextlib.contextmanager
+    def released(self) -> Iterator[None]:
+        """Within `held`: while this lasts, Ctrl-C unwinds."""
+        before, self._held = self._held, False
+        try:
+            yield
+        finally:
+            self._held = before
+
     def hold(self) -> None:
         """Be as in `held` from here on, until `release`."""
         self._check()

@@ -30,7 +30,8 @@ from apdcli.load.profile import (
     nearest,
 )
 
-Origin = Literal["flag", "environment", "tuned", "profile", "default"]
+# The chat's own beside them: by /set, or by the session that goes on.
+Origin = Literal["flag", "set", "session", "environment", "tuned", "profile", "default"]
 Layer = tuple[Origin, Mapping[str, Any]]
 
 _MODELS, _PLACES = ("denoiser", "verifier"), ("device", "dtype", "quantize")

@@ -133,32 +133,48 @@ def is_terminal(stream: Any) -> bool:
 
 
 @contextlib.contextmanager
-def no_echo(*streams: Any) -> Iterator[None]:
+def no_echo(*streams: Any, keys: bool = False) -> Iterator[Callable[[], None]]:
     """Keep typed keys, and the ^C of Ctrl-C, from being drawn into the view.
 
     The first of the streams that is a terminal names it: keys are drawn also where something else
-    is piped in.
+    is piped in. With `keys` what is typed ahead waits as single keys, not as lines: a Ctrl-D would
+    be lost to who reads keys next.
+
+    Yields:
+        A function that does it again, after another program has had the terminal.
     """
     try:
         import termios
     except ImportError:  # Windows does not echo while nothing reads
-        yield
+        yield lambda: None
         return
     try:
         fd = next((s.fileno() for s in streams if is_terminal(s)), -1)
-        # in the background, changing the terminal would stop the process
-        foreground = fd >= 0 and os.tcgetpgrp(fd) == os.getpgrp()
-        before = termios.tcgetattr(fd) if foreground else None
+        before = termios.tcgetattr(fd) if _in_foreground(fd) else None
     except (AttributeError, OSError, ValueError, termios.error):  # no stream of the system's
         before = None
     if before is None:
-        yield
+        yield lambda: None
         return
-    quiet = list(before)
+    quiet = [*before[:6], list(before[6])]
     quiet[3] &= ~termios.ECHO
+    if keys:
+        quiet[3] &= ~termios.ICANON
+        quiet[6][termios.VMIN], quiet[6][termios.VTIME] = 1, 0
+
+    def hush() -> None:
+        with contextlib.suppress(OSError, termios.error):
+            if _in_foreground(fd):
+                termios.tcsetattr(fd, termios.TCSADRAIN, quiet)
+
     try:
-        termios.tcsetattr(fd, termios.TCSADRAIN, quiet)
-        yield
+        hush()
+        yield hush
     finally:
         with contextlib.suppress(OSError, termios.error):
             termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _in_foreground(fd: int) -> bool:
+    """Whether we have the terminal: from the background, changing it would stop the process."""
+    return fd >= 0 and os.tcgetpgrp(fd) == os.getpgrp()

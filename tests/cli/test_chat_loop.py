@@ -52,6 +52,31 @@ def test_a_setting_alone_says_what_it_is(seat: Seat) -> None:
     assert not seat.said
 
 
+def test_show_tells_who_set_a_value(seat: Seat) -> None:
+    def shown() -> str:
+        return next(line for line in seat("/show").splitlines() if line.startswith("temp"))
+
+    assert shown().endswith("(default)")
+    seat("/set temperature 0.5", TALK[0], "/save warm")
+    assert shown().endswith("0.5 (set)")
+    seat("/set temperature default")
+    assert shown().endswith("(default)")
+    seat("/set temperature 0.5", "/new", "/load warm")
+    assert shown().endswith("0.5 (session)")
+    assert "temperature is 0.5 (from the session)" in seat("/set temperature")
+    seat("/set temperature 0.5")
+    assert shown().endswith("0.5 (set)")
+
+
+def test_a_session_keeps_markdown(seat: Seat) -> None:
+    seat("/set markdown on", TALK[0], "/save set", "/new")
+    assert "markdown is on\n" in seat("/set markdown")
+    seat("/set markdown off")
+    assert not seat.loop.talk.session.markdown
+    seat("/load set")
+    assert "markdown is on\n" in seat("/set markdown")
+
+
 def test_what_tab_offers_after_set_can_be_set(seat: Seat) -> None:
     knobs = seat.loop.knobs
     values = {name: list(words()) for name, words in knobs.values().items()}

@@ -226,3 +226,22 @@ with Signals(), no_echo(sys.stdin):
     )
     child.expect("hangs")
     assert "\x1b[?25h" in quit_and_end(child, "key")
+
+
+def test_many_at_the_prompt(environ: dict[str, str], data: Path, profile: Path) -> None:
+    """Ctrl-C in quick succession where there is nothing to stop, and Ctrl-D right behind it."""
+    person = Person(environ, "-p", profile, size=(80, 24))
+    person.child.delaybeforesend = None
+    person.ready()
+    for pause in (0.0, 0.001, 0.003, 0.006, 0.012):
+        for _ in range(6):
+            person.type("\x03")
+            time.sleep(pause)
+        person.ready()
+        assert "^C" not in "".join(person.lines())
+    person.type("\x03")
+    person.wait("Ctrl-D")
+    person.type("\x04")
+    rest, status = finish(person.child)
+    assert status == 0
+    assert "Traceback" not in rest
