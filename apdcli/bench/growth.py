@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from apdcli.bench.floor import ApdStep
+from apdcli.bench.shapes import accepting
 from apdcli.decode.loop import decode
 from apdcli.decode.params import make_params
 from apdcli.decode.strategies import make_strategy
@@ -81,13 +82,16 @@ def arithmetic(pair: LoadedPair, cursor: int, accepted: float) -> float:
     return sum(part.work.operations for part in parts)
 
 
-def growth(pair: LoadedPair, near: int, far: int, repeats: int) -> dict[str, Any]:
+def growth(
+    pair: LoadedPair, near: int, far: int, repeats: int, accept: int = 0
+) -> dict[str, Any]:
     """Milliseconds a token and a step at `near` generated tokens and at `far`, W = 16, M = 32.
 
     Beside them what the arithmetic of a step grows by, from the middle of one stretch to that of
     the other. Over some texts together: how much a step accepts changes along each of them by
     chance, and with it what a token costs. End tokens are banned: after one, a model repeats it,
-    and every draft is accepted.
+    and every draft is accepted. A small pair may repeat itself all the same: `accept` makes every
+    step take that many tokens, so that the two stretches differ in their length alone.
     """
     span = min(80, near - 10)
     ended = pair.stop_ids | pair.tokenizer.special_ids
@@ -97,6 +101,8 @@ def growth(pair: LoadedPair, near: int, far: int, repeats: int) -> dict[str, Any
         sums = dict.fromkeys(found, (0.0, 0, 0))
         for start in STARTS:
             models = pair.models(16 + far)
+            if accept:
+                models = accepting(accept)(models)
             setting = {"mixture_weight": 0.5, "recompute_window": 16, "max_lookahead": 32}
             steps = timed(pair, models, pair.prompt_ids(start, raw=True), "apd", far, **setting)
             for count, (seconds, tokens, number) in sums.items():
@@ -116,6 +122,7 @@ def growth(pair: LoadedPair, near: int, far: int, repeats: int) -> dict[str, Any
     }
     return {
         "texts": len(STARTS),
+        "accept": accept or None,
         "ms_a_token": {count: token for count, (token, _, _) in middle.items()},
         "ms_a_step": {count: step for count, (_, step, _) in middle.items()},
         "tokens_a_step": {count: tokens for count, (_, _, tokens) in middle.items()},
@@ -194,12 +201,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--near", type=int, default=100)
     parser.add_argument("--far", type=int, default=1000)
+    parser.add_argument("--accept", type=int, default=0, help="tokens of each step of growth")
     parser.add_argument("--tokens", type=int, default=96, help="of lookahead and causal")
     given = parser.parse_args(arguments)
     pair = load_pair(given.profile, device=given.device, engine=given.engine)
     flush_subnormals(pair.device)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
-        "growth": lambda: growth(pair, given.near, given.far, given.repeats),
+        "growth": lambda: growth(pair, given.near, given.far, given.repeats, given.accept),
         "lookahead": lambda: lookahead(pair, given.tokens, given.repeats),
         "causal": lambda: causal(pair, given.tokens, given.repeats),
     }

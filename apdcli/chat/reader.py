@@ -34,7 +34,7 @@ class Reader(Protocol):
     """Where messages come from.
 
     Attributes:
-        hears_interrupt: Ctrl-C reaches it as a key, or it takes the signal itself.
+        hears_interrupt: Ctrl-C reaches it as a key, not as a signal.
     """
 
     hears_interrupt: bool
@@ -148,7 +148,10 @@ class PromptReader:
     def read(self, default: str = "") -> str:
         """See the protocol."""
         try:
-            return unquoted(self._session.prompt(default=default)).rstrip()
+            # Ctrl-C is a key here. Its own handler of the signal, when that comes just as the
+            # prompt goes away, stops the terminal with a traceback until Enter is pressed.
+            text = self._session.prompt(default=default, handle_sigint=False)
+            return unquoted(text).rstrip()
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
                 return ""

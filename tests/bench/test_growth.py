@@ -42,3 +42,11 @@ def test_each_measure(capsys: pytest.CaptureFixture[str], what: str) -> None:
     assert found["engine"] == "fast"
     figures = found.get("tokens_a_second") or found["ms_a_step"]
     assert all(value > 0 for value in figures.values())
+
+
+def test_growth_with_so_many_tokens_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--near", "40", "--far", "80", "--repeats", "1", "--accept", "3"]
+    assert main(["growth", "--device", "cpu", *sizes]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found["accept"] == 3
+    assert set(found["tokens_a_step"].values()) == {3.0}

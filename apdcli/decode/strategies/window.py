@@ -8,7 +8,7 @@ from apdcli.decode.checks import Lookahead, Window
 from apdcli.decode.types import Canvas
 
 # M of "auto": before anything was accepted, at least, at most; and per token accepted lately.
-AUTO_FIRST, AUTO_LEAST, AUTO_MOST, AUTO_FACTOR = 16, 8, 128, 2.0
+AUTO_FIRST, AUTO_LEAST, AUTO_MOST, AUTO_FACTOR = 32, 8, 128, 2.0
 # Weight of the last step in what was accepted lately.
 RECENT = 0.25
 
@@ -19,7 +19,7 @@ class SlidingWindow:
     The tokens accepted last were computed while they were masks, so they are recomputed, and
     W - 1 tokens before them are refreshed too.
 
-    With M = "auto" the lookahead follows the acceptance: 16 at first, then twice the running
+    With M = "auto" the lookahead follows the acceptance: 32 at first, then twice the running
     mean of the tokens accepted a step, from 8 to 128, doubled after a step that accepted all of
     its draft. Easy text gets a long lookahead, hard text cheap steps, and the same text the same.
 
