@@ -82,9 +82,7 @@ def arithmetic(pair: LoadedPair, cursor: int, accepted: float) -> float:
     return sum(part.work.operations for part in parts)
 
 
-def growth(
-    pair: LoadedPair, near: int, far: int, repeats: int, accept: int = 0
-) -> dict[str, Any]:
+def growth(pair: LoadedPair, near: int, far: int, repeats: int, accept: int = 0) -> dict[str, Any]:
     """Milliseconds a token and a step at `near` generated tokens and at `far`, W = 16, M = 32.
 
     Beside them what the arithmetic of a step grows by, from the middle of one stretch to that of

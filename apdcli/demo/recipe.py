@@ -169,7 +169,7 @@ TYPED = {
 ASIDE = {"cpu": ("counting",), "gpu": ()}
 
 PRESETS: dict[str, dict[str, Plan]] = {
-    # Two CPU cores: about two hours.
+    # Two CPU cores: about two and a half hours.
     "cpu": {
         "verifier": Plan(
             _config("qwen2", 96, 256, 3, 4, 4, tied=True),

@@ -143,11 +143,11 @@ and measured without a download. Licence: Apache-2.0, as the rest of the project
 ## What it can do
 Small sums in words or in signs, word problems with worked steps, sequences; copy, reverse, sort,
 remove and count in lists of three to six items out of 40 words (sort: or numbers up to 30, as they
-are typed in a hurry); weekdays and months a few steps away; units; small Python functions from a docstring; small stories whose facts stay
-consistent; short chat that refers to an earlier turn. `world.json` names these families. The
-corpus has five more (replace and insert in lists, look-ups of who has what, comparisons of numbers,
-counting up to a number) which this pair was not trained to the end on, because two CPU cores did not
-get them right in the time there was.
+are typed in a hurry); weekdays and months a few steps away; units; small Python functions from a
+docstring; small stories whose facts stay consistent; short chat that refers to an earlier turn.
+`world.json` names these families. The corpus has five more (replace and insert in lists, look-ups
+of who has what, comparisons of numbers, counting up to a number) which this pair was not trained to
+the end on, because two CPU cores did not get them right in the time there was.
 To anything else it answers that it does not know, in one fixed sentence. It knows nothing of the
 real world and is of no use outside this small one.
 
