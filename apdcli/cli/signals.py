@@ -20,11 +20,15 @@ _T = TypeVar("_T")
 _HANGS_S = 3.0  # so long after the last Ctrl-C another one is meant, whatever is being put in order
 
 
-class Terminated(BaseException):
-    """A signal that ends the process; not an Exception, so nothing on the way swallows it."""
+class Terminated(SystemExit):
+    """A signal that ends the process; no Exception, so nothing on the way swallows it.
+
+    Of what is none, asyncio, which the chat's prompt runs in, lets only SystemExit and
+    KeyboardInterrupt through.
+    """
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)
+        super().__init__(128 + number)
         self.number = number
 
 

@@ -35,7 +35,7 @@ def test_arithmetic_counts_what_a_longer_text_adds() -> None:
 
 @pytest.mark.parametrize("what", ["growth", "lookahead", "causal"])
 def test_each_measure(capsys: pytest.CaptureFixture[str], what: str) -> None:
-    sizes = ["--near", "40", "--far", "80", "--tokens", "12", "--repeats", "1"]
+    sizes = ["--near", "80", "--far", "160", "--tokens", "12", "--repeats", "1"]
     assert main([what, "--device", "cpu", *sizes]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert found["what"] == what
@@ -49,4 +49,5 @@ def test_growth_with_so_many_tokens_a_step(capsys: pytest.CaptureFixture[str]) -
     assert main(["growth", "--device", "cpu", *sizes]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert found["accept"] == 3
-    assert set(found["tokens_a_step"].values()) == {3.0}
+    # the last step of a stretch may find less room
+    assert found["tokens_a_step"] == pytest.approx({"40": 3, "80": 3}, abs=0.2)

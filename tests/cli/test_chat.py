@@ -184,7 +184,7 @@ def test_settings_that_waited_for_another_strategy_still_wait(
     ran = apd("chat", "--resume", "bot", "--json", stdin="hi")
     assert ran.status == 0, ran.err
     shown = json.loads(ran.out)["settings"]
-    assert shown["mixture_weight"] == {"value": 0.1, "from": "flag"}
+    assert shown["mixture_weight"] == {"value": 0.1, "from": "session"}
     assert "k" not in shown
     assert store.load("bot").settings == settings
     ran = apd("chat", "--resume", "bot", "--json", "--strategy", "left_to_right", stdin="hi")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from apdcli.chat.sessions import Store
-from apdcli.cli.signals import Signals
+from apdcli.cli.signals import Signals, Terminated, _terminate
 from tests.cli.seat import TALK, Seat, pair, seat
 from tests.cli.test_chat_terminal import LONG as LONG_CHAT
 from tests.cli.test_chat_terminal import Person, data
@@ -213,7 +214,7 @@ def test_quit_in_generate(environ: dict[str, str], profile: Path) -> None:
 def test_quit_where_the_main_thread_hangs(environ: dict[str, str]) -> None:
     code = """
 import ctypes, sys
-from apdcli.cli.signals import Signals
+from apdcli.cli.signals import Signals, Terminated, _terminate
 from apdcli.render.terminal import no_echo
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 with Signals(), no_echo(sys.stdin):
@@ -245,3 +246,22 @@ def test_many_at_the_prompt(environ: dict[str, str], data: Path, profile: Path) 
     rest, status = finish(person.child)
     assert status == 0
     assert "Traceback" not in rest
+
+
+def test_a_signal_that_ends_the_process_goes_through_asyncio() -> None:
+    """In a callback and in a task; any other exception would be kept there."""
+
+    async def beside() -> None:
+        raise Terminated(signal.SIGTERM)
+
+    async def program(in_task: bool) -> None:
+        task = asyncio.ensure_future(beside()) if in_task else None
+        if task is None:
+            asyncio.get_running_loop().call_soon(_terminate, signal.SIGTERM, None)
+        await asyncio.sleep(5)
+
+    for in_task in (False, True):
+        began = time.monotonic()
+        with pytest.raises(Terminated):
+            asyncio.run(program(in_task))
+        assert time.monotonic() - began < 4

@@ -222,14 +222,14 @@ def test_families_have_their_own_prompts_in_each_split() -> None:
 
 
 def test_reference_answers_are_right_and_others_wrong() -> None:
-    task = load_task("all", split="test", limit=28)
+    task = load_task("all", split="test", limit=32)
     assert Counter(map(family_of, task.items)) == dict.fromkeys(pair_families(), 2)
     assert all(task.score(item, item.answer) == 1 for item in task.items)
     assert all(task.score(item, "I do not say.") == 0 for item in task.items)
 
 
 def test_limits_are_balanced_nested_and_keep_ids(tmp_path: Path) -> None:
-    every = load_task("all", limit=30).items
+    every = load_task("all", limit=36).items
     assert load_task("demo", limit=10).items == every[:10]
     assert set(Counter(map(family_of, every)).values()) <= {2, 3}
     records = [{"prompt": str(n), "answer": "x", "family": "ab"[n % 3 == 0]} for n in range(30)]
