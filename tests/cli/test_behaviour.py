@@ -26,8 +26,8 @@ from tests.cli.shell import APD, Result, clean_environ, run, screen, write_trace
 WORDS = ["One ", "fox ", "was ", "very ", "brave. ", "日本", "é ", "\x1b[31m", "red.\n", "End."]
 SHOWN = "One fox was very brave. 日本é ␛[31mred."
 # One token a step, each as likely as any other: hundreds of steps whatever the model says.
-LONG = ("generate", "Tell me a story.", "--strategy", "random", "-n", "900")
-LONG += ("-O", "block_length=1", "-O", "early_stop=false")
+LONG = ("generate", "Tell me a story.", "--strategy", "left_to_right", "-K", "1", "-M", "1")
+LONG += ("-n", "400", "-t", "100", "--seed", "1")
 Run = Callable[..., Result]
 
 
