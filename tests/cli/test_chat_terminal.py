@@ -82,6 +82,15 @@ class Person:
     def type(self, text: str) -> None:
         self.child.send(text)
 
+    def leave(self) -> None:
+        """Ctrl-C on an empty line, and Ctrl-D as soon as the hint is there."""
+        self.type("\x03")
+        self.wait("Ctrl-D")
+        self.type("\x04")
+        rest, status = finish(self.child)
+        assert status == 0
+        assert "Traceback" not in rest
+
     def lines(self) -> list[str]:
         """History and screen, without empty lines."""
         past = ["".join(c.data for _, c in sorted(row.items())) for row in self.screen.history.top]
@@ -110,12 +119,7 @@ def test_a_conversation(
         squeezed = "".join("".join(person.lines()).split())
         assert squeezed.count("".join(answer.split())) >= 1
         assert squeezed.count(">>>" + "".join(message.split())) == 1
-    person.type("\x03")
-    person.wait("Ctrl-D")
-    person.type("\x04")
-    rest, status = finish(person.child)
-    assert status == 0
-    assert "Traceback" not in rest
+    person.leave()
     assert [t.answer for t in Store(data / "sessions").load().turns] == [
         m["content"] for m in said[1::2]
     ]
