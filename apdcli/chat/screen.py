@@ -15,6 +15,7 @@ from apdcli.render.palette import Look, Palette, depth_of
 from apdcli.render.safe import visible
 from apdcli.render.summary import sparkline, summary_text
 from apdcli.render.text import width
+from apdcli.render.words import wrapped_text
 from apdcli.words import plural
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ class Screen:
         return max(2, self.size()[0])
 
     def say(self, text: str) -> None:
-        """Something that was asked for, in the terminal's own colours."""
-        self._lines(text, Look())
+        """Something that was asked for, in the terminal's own colours, in lines of whole words."""
+        self._lines(wrapped_text(text, self.columns), Look())
 
     def note(self, text: str) -> None:
         """A dim remark."""

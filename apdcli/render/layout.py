@@ -1,7 +1,8 @@
 """Cells to columns and rows, as a terminal of a given width would place them.
 
 Knows widths only: no escape codes, no streams. Wrapping is the terminal's own, at whole clusters,
-so that text which has scrolled away and text on the screen are one and the same.
+so that text which has scrolled away and text on the screen are one and the same; `words` breaks
+prose before it comes to that.
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ from apdcli.render.state import Cell
 from apdcli.render.text import ORPHAN_BASE, extends, width
 
 TAB = 8
+NEWLINE_DRAWN = "\u21b5"
 _DRAFT_ROWS = 3
 _DRAFT_COLUMNS = 60
 
 
 @dataclass(frozen=True)
 class Glyph:
-    """One place on the screen: a cluster, safe to print, and the cell whose look it has."""
+    """One place on the screen: a cluster, safe to print, and the cell whose look it has.
+
+    Attributes:
+        soft: a newline that is not of the text.
+    """
 
     text: str
     columns: int
     cell: Cell
+    soft: bool = False
 
     @property
     def is_newline(self) -> bool:
@@ -59,7 +66,7 @@ def ahead(cells: Iterable[Cell], columns: int) -> list[Glyph]:
     out: list[Glyph] = []
     room = max(_DRAFT_ROWS * columns, _DRAFT_COLUMNS)
     inline = (
-        replace(cell, text=cell.text.replace("\n", "\u21b5").replace("\t", " "))
+        replace(cell, text=cell.text.replace("\n", NEWLINE_DRAWN).replace("\t", " "))
         if cell.kind == "draft"
         else cell
         for cell in cells

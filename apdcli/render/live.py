@@ -1,9 +1,10 @@
 """The live view: text that settles into the scrollback, and what lies ahead of it redrawn below.
 
-Settled text is written once, as ordinary output that the terminal itself wraps, and never touched
-again; only the tail (the draft, masks, the status line) is redrawn. The cursor rests, hidden, on
-the last settled character, which is kept back for that: a terminal that reflows on a resize takes
-the cursor along with it, so the next redraw starts at the right place without counting rows.
+Settled text is written once, as ordinary output in lines that end at words, and never touched
+again; only the tail (the word that may still grow, the draft, masks, the status line) is redrawn.
+The cursor rests, hidden, on settled text that is kept back for that: a terminal that reflows on a
+resize takes the cursor along with it, so the next redraw starts at the right place without counting
+rows.
 A multiplexer tells of its size late and may leave the cursor behind: there nothing is drawn until a
 resize is surely over, and after a new width the text begins anew below.
 
@@ -21,13 +22,14 @@ from itertools import groupby
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from apdcli.render.layout import Glyph, Line, Row, ahead, glyphs, rows
+from apdcli.render.layout import Glyph, Row, ahead, glyphs, rows
 from apdcli.render.palette import RESET, Palette, depth_of
 from apdcli.render.remark import remark
 from apdcli.render.state import Cell, ViewState
 from apdcli.render.summary import status_spans, summary_line
 from apdcli.render.terminal import Suspension, Terminal, no_echo
 from apdcli.render.text import width
+from apdcli.render.words import Prose
 
 if TYPE_CHECKING:
     from apdcli.render.state import Event
@@ -76,7 +78,7 @@ class LiveView:
         self._palette = Palette(depth_of(terminal.environ))
         self._size_seen = terminal.size()
         self._resized_at: float | None = None
-        self._line = Line(max(2, self._size_seen[0]))
+        self._line = Prose(max(2, self._size_seen[0]))
         self._taken = 0  # settled cells that were laid out
         self._kept: list[Cell] = []  # settled, but not yet written
         self._tail_rows = 0
@@ -139,7 +141,7 @@ class LiveView:
 
     def _begin_anew(self) -> None:
         """Draw from the start of the text, wherever the cursor is now."""
-        self._line = Line(max(2, self._terminal.size()[0]))
+        self._line = Prose(max(2, self._terminal.size()[0]))
         self._taken = self._tail_rows = 0
         self._kept = []
 
@@ -220,26 +222,28 @@ class LiveView:
             raise
 
     def _settle(self, *, final: bool) -> str:
-        """Escape codes and text of what has settled since; keeps the last cluster for the cursor.
+        """Escape codes and text of what has settled since, but for a word that may still grow.
 
-        One more is kept when the row would be exactly full: a cursor past the last column is where
-        terminals disagree.
+        At least the last cluster is kept for the cursor, and one more when the row would be exactly
+        full: a cursor past the last column is where terminals disagree.
         """
         cells = [*self._kept, *self.state.settled[self._taken :]]
         self._taken = len(self.state.settled)
-        ready = glyphs(cells)
-        count = len(ready) if final else self._writable(ready)
-        self._kept = [replace(glyph.cell, text=glyph.text) for glyph in ready[count:]]
+        ready, waiting = self._line.broken(glyphs(cells), final=final)
+        count = len(ready) if final else self._writable(ready, stays=bool(waiting))
+        kept = [*ready[count:], *waiting]
+        self._kept = [replace(glyph.cell, text=glyph.text) for glyph in kept]
         return self._written(ready[:count])
 
-    def _writable(self, ready: list[Glyph]) -> int:
+    def _writable(self, ready: list[Glyph], stays: bool) -> int:
         """How many clusters may be written so that one stays and the row is not exactly full."""
         probe = self._line.copy()
+        most = len(ready) if stays else len(ready) - 1
         best = 0
         for count, glyph in enumerate(ready, start=1):
             for piece in probe.expand(glyph):
                 probe.write(piece)
-            if glyph.is_newline or (count < len(ready) and probe.column < probe.columns):
+            if glyph.is_newline or (count <= most and probe.column < probe.columns):
                 best = count
         return best
 
@@ -269,8 +273,11 @@ class LiveView:
     def _tail(self, columns: int, height: int) -> str:
         """Paint what lies ahead and the status below the cursor, and come back to it."""
         below = 2 if height > 8 else 1 if height > 1 else 0  # a blank row and the status
-        cells = ahead([*self._kept, *self.state.tail()], columns)
-        drawn, cut = rows(cells, self._line, max(1, height - below))
+        tail = ahead([*self._kept, *self.state.tail()], columns)
+        tail, _ = self._line.broken(tail, final=True)
+        drawn, cut = rows(tail, self._line, max(1, height - below))
+        if self._kept and not drawn[0]:  # the cursor rests on the blank before a word that moved
+            drawn[0].append(Glyph(" ", 1, self._kept[0]))
         if cut:
             _mark_cut(drawn[-1], columns, self._line.column if len(drawn) == 1 else 0)
         painted, start = list[str](), self._line.column

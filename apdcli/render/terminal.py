@@ -56,14 +56,21 @@ class Terminal:
 def stream_size(stream: TextIO) -> Size:
     """Asks the stream's own terminal; COLUMNS is not trusted, as it goes stale on a resize."""
 
-    def size() -> tuple[int, int]:
-        with contextlib.suppress(OSError, ValueError):
-            columns, lines = os.get_terminal_size(stream.fileno())
-            if columns > 0 and lines > 0:
-                return columns, lines
-        return 80, 24
+    return lambda: _known_size(stream) or (80, 24)
 
-    return size
+
+def known_columns(stream: TextIO) -> int | None:
+    """How wide the stream's terminal says it is, 2 or more; None where it does not say."""
+    size = _known_size(stream)
+    return None if size is None else max(2, size[0])
+
+
+def _known_size(stream: TextIO) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError, ValueError):
+        columns, lines = os.get_terminal_size(stream.fileno())
+        if columns > 0 and lines > 0:
+            return columns, lines
+    return None
 
 
 def stream_foreground(stream: TextIO) -> Callable[[], bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -203,3 +204,35 @@ def typed(text: str, columns: int, lines: int) -> list[str]:
     terminal = FakeTerminal(columns, lines)
     terminal.write(text.replace("\n", "\r\n"))
     return terminal.rows()
+
+
+def worded(text: str, columns: int) -> str:
+    """Safe text as a terminal of that width gets it: prose ends its lines at words."""
+    lines, fenced = [], False
+    for line in text.split("\n"):
+        lines.append(line if fenced or line[:1] in (" ", "\t") else _filled(line, columns))
+        fenced ^= line.startswith("```")
+    return "\n".join(lines)
+
+
+def _filled(line: str, columns: int) -> str:
+    filled, at = "", 0
+    for blanks, word in re.findall("( *)([^ ]+)", line):
+        gap = len(blanks)
+        for part in re.findall("\0.|[^\0]+", re.sub("(.)", _marked, word)):
+            bare = part.removeprefix("\0")
+            fits = at + gap + sum(map(wcwidth, bare)) < columns
+            if at and not fits and (gap or bare == part):
+                filled, at = filled + "\n", 0
+            else:
+                filled, at = filled + " " * gap, at + gap
+            gap = 0
+            for character in bare:  # the terminal's own edge
+                wide = wcwidth(character)
+                at = at + wide if at + wide <= columns else wide
+            filled += bare
+    return filled
+
+
+def _marked(match: re.Match[str]) -> str:
+    return "\0" * (wcwidth(match[0]) == 2) + match[0]

@@ -1,4 +1,4 @@
-"""The live view on a terminal emulator: what is on the screen is what simply printing gives."""
+"""The live view on a terminal emulator: on the screen is what printing lines of words gives."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from tests.render.fakes import (
     split,
     step,
     typed,
+    worded,
 )
 
 ENGLISH = (
@@ -47,7 +48,7 @@ def test_what_remains_is_the_text_each_line_once(size, events, text) -> None:
     terminal = FakeTerminal(*size)
     words = words_of(text)
     show(words.state(), events(words), terminal)
-    assert terminal.rows() == typed(unicodedata.normalize("NFC", text), *size)
+    assert terminal.rows() == typed(worded(unicodedata.normalize("NFC", text), size[0]), *size)
 
 
 @given(
@@ -118,6 +119,38 @@ def test_the_status_fits_its_row_whatever_the_width(columns: int) -> None:
             assert re.search("[▁▂▃▄▅▆▇█]", below[0])
 
 
+def test_a_word_that_grows_over_the_edge_moves_whole_and_nothing_else_moves() -> None:
+    terminal = FakeTerminal(20, 10)
+    words = Vocabulary([b"the quick brown", b" jum", b"per", b"s. 1", b"23 on"])
+    with LiveView(words.state(), Terminal(terminal, terminal.size, COLOUR, Clock())) as view:
+        view(step(1, [(0, 0), (1, 1)]))
+        assert terminal.rows()[0] == "the quick brown jum"
+        view(step(2, [], rejected=[(2, 2), (3, 3)]))
+        assert terminal.rows()[:2] == ["the quick brown", "jumpers. 1"]
+        assert (terminal.screen.cursor.y, terminal.screen.cursor.x) == (0, 15)  # a draft may err
+        view(step(3, [(2, 2)], rejected=[(3, 3)]))
+        assert terminal.rows()[:2] == ["the quick brown", "jumpers. 1"]
+        assert terminal.screen.cursor.y == 1
+        view(step(4, [(3, 3), (4, 4)]))
+    assert terminal.rows() == ["the quick brown", "jumpers. 123 on"]
+
+
+@pytest.mark.parametrize("columns", [12, 16, 30])
+def test_a_word_that_waits_while_the_terminal_changes_its_width(columns: int) -> None:
+    terminal = FakeTerminal(20, 10)
+    words = Vocabulary([b"the quick", b" bro", b"wn fox ", b"jumps over the", b" lazy dog"])
+
+    def resize(index: int) -> None:
+        if index == 2:
+            terminal.resize(columns, 10)
+
+    events = [step(n + 1, [(n, n)]) for n in range(5)]
+    show(words.state(), [*events, finished(5)], terminal, each=resize)
+    whole = "the quick brown fox jumps over the lazy dog"
+    assert " ".join(terminal.rows()) == whole
+    assert max(map(len, terminal.rows())) < columns
+
+
 def test_masks_fill_in_place() -> None:
     terminal = FakeTerminal(80, 24)
     words = Vocabulary([b"aa", b"bb", b"cc"])
@@ -157,7 +190,7 @@ def test_redraws_at_most_twenty_times_a_second() -> None:
     show(words.state(), events, terminal, clock=clock, each=advance)
     redraws = terminal.sent.count("\x1b[?2026h")
     assert redraws <= len(events) * 0.001 / REDRAW_S + 2
-    assert terminal.rows() == typed("word " * 200, 80, 24)
+    assert terminal.rows() == typed(worded("word " * 200, 80), 80, 24)
 
 
 def test_every_redraw_is_synchronized() -> None:
@@ -191,7 +224,7 @@ def test_an_interruption_leaves_the_text_and_the_cursor(error: type[BaseExceptio
 
     with pytest.raises(error):
         show(state, apd_events(words), terminal, each=interrupt)
-    assert terminal.rows() == typed(state.text, 80, 24)
+    assert terminal.rows() == typed(worded(state.text, 80), 80, 24)
     assert ENGLISH.startswith(state.text)
     assert len(state.text) > 10
     assert not terminal.screen.cursor.hidden
@@ -301,7 +334,7 @@ def test_where_resizes_are_told_late_nothing_is_drawn_before_they_are_over(envir
     assert terminal.sent.endswith("\x1b[?25h")
     terminal = FakeTerminal(60, 12)
     show(words.state(), events, terminal, environ=COLOUR | environ)  # without any: as ever
-    assert terminal.rows() == typed(ENGLISH, 60, 12)
+    assert terminal.rows() == typed(worded(ENGLISH, 60), 60, 12)
 
 
 def test_the_event_stream_is_only_read() -> None:

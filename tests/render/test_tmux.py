@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from apdcli.render.live import RESIZE_S
+from tests.render.fakes import worded
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 
@@ -157,4 +158,5 @@ def test_every_line_is_there(tmux, tmp_path, size, resizes) -> None:
     lines = terminal.lines()
     # after a new width the text begins anew: the last one is whole
     start = max(i for i, line in enumerate(lines) if line.startswith("0. "))
-    assert lines[start : lines.index("DONE")] == TEXT.splitlines()
+    last = resizes[-1][-1] if resizes else size
+    assert lines[start : lines.index("DONE")] == worded(TEXT, last[0]).splitlines()
