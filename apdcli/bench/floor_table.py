@@ -61,10 +61,12 @@ def floors(
     steps: Sequence[ApdStep],
     rates: Rates,
     quantize: tuple[str, str] = ("none", "none"),
+    cursor: int = CURSOR,
 ) -> dict[str, Any]:
     """The floors of some steps and of one causal token, as plain numbers for JSON.
 
     Args:
+        cursor: positions before the causal token.
         quantize: what the denoiser's and the verifier's weights are kept in.
     """
     size = DTYPE_BYTES[dtype]
@@ -82,7 +84,7 @@ def floors(
                 "tokens_per_second": step.accepted / seconds,
             }
         )
-    causal = floor_s(causal_parts(denoiser, CURSOR, size, quantize[0]), rates)
+    causal = floor_s(causal_parts(denoiser, cursor, size, quantize[0]), rates)
     held = [
         0 if config is None else planned_bytes(config, kept, size)
         for config, kept in zip((denoiser, verifier), quantize, strict=True)
@@ -152,8 +154,10 @@ def weights_read(denoiser: ModelConfig, verifier: ModelConfig | None, dtype: str
     return (sum(c.num_parameters for c in nets) - embeddings) * DTYPE_BYTES[dtype]
 
 
-def apd_steps(contenders: Sequence[Settings], accepted: float) -> list[ApdStep]:
-    """A step in the middle of an answer for each W and M of these settings, each once.
+def apd_steps(
+    contenders: Sequence[Settings], accepted: float, cursor: int = CURSOR
+) -> list[ApdStep]:
+    """A step with so many positions before it for each W and M of these settings, each once.
 
     Settings without a lookahead of their own have no such step; "all" counts the tokens at most,
     "auto" what it settles at with that many tokens accepted a step.
@@ -166,7 +170,7 @@ def apd_steps(contenders: Sequence[Settings], accepted: float) -> list[ApdStep]:
                 m = _settled(accepted)
             m = m if isinstance(m, int) else settings["max_tokens"].value
             window = settings["recompute_window"].value
-            made.append(ApdStep(CURSOR, window, m, min(accepted, m)))
+            made.append(ApdStep(cursor, window, m, min(accepted, m)))
     return list(dict.fromkeys(made))
 
 

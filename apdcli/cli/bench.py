@@ -22,6 +22,7 @@ HINT = options.help_hint("bench")
 _PICTURES = (".svg", ".png")
 _SIDE, _MEASURE = "What is compared", "Measuring"
 _ACCEPT, _PROMPT_TOKENS, _REPEATS, _WARMUP, _LIMIT, _BATCH_LIMIT = 5, 128, 5, 1, 6, 32
+_FLOOR_TOKENS = 256
 TASK = "demo"
 
 _SHARED = (
@@ -60,14 +61,16 @@ _OWN = (
         "accept",
         ("--accept",),
         _SIDE,
-        f"With --shapes: tokens that apd is made to accept a step [default {_ACCEPT}].",
+        "With --shapes or --floor-only: tokens that apd is made to accept a step [default "
+        f"{_ACCEPT}].",
         "N",
     ),
     Flag(
         "prompt_tokens",
         ("--prompt-tokens",),
         _SIDE,
-        f"With --shapes: length of the prompt [default {_PROMPT_TOKENS}].",
+        f"With --shapes: length of the prompt [default {_PROMPT_TOKENS}]; with --floor-only: of "
+        f"all that stands before the step [default {_FLOOR_TOKENS}].",
         "N",
     ),
     Flag(
@@ -212,9 +215,10 @@ class Job:
         """
         _check_together(prompts, values)
         batches = values["batch_sizes"] is not None
+        before = _FLOOR_TOKENS if values["floor_only"] else _PROMPT_TOKENS
         numbers = {
             "accept": _whole(values, "accept", _ACCEPT, 1),
-            "prompt_tokens": _whole(values, "prompt_tokens", _PROMPT_TOKENS, 1),
+            "prompt_tokens": _whole(values, "prompt_tokens", before, 1),
             "limit": _whole(values, "limit", _LIMIT if not batches else _BATCH_LIMIT, 1),
             "repeats": _whole(values, "repeats", _REPEATS, 1),
             "warmup": _whole(values, "warmup", _WARMUP, 0),
@@ -248,11 +252,11 @@ def _check_together(prompts: Sequence[str], values: Mapping[str, Any]) -> None:
         if prompts or values["stop"]:
             what = "prompts" if prompts else "--stop"
             raise UsageError(f"--shapes takes no {what}: its models are random; {HINT}")
-    for name in () if values["shapes"] is not None else ("prompt_tokens",):
-        if values[name] is not None:
-            raise UsageError(f"{options.long_flag(name)} goes with --shapes; {HINT}")
-    if values["accept"] is not None and values["shapes"] is None and not values["floor_only"]:
-        raise UsageError(f"--accept goes with --shapes or --floor-only; {HINT}")
+    for name in ("prompt_tokens", "accept"):
+        if values[name] is not None and values["shapes"] is None and not values["floor_only"]:
+            raise UsageError(
+                f"{options.long_flag(name)} goes with --shapes or --floor-only; {HINT}"
+            )
     if values["floor_only"] and (prompts or values["task"] or values["plot"]):
         raise UsageError(f"--floor-only runs nothing: no prompts, no task, no plot; {HINT}")
     if values["batch_sizes"] is not None:

@@ -282,12 +282,13 @@ def _floor(
     settings = contenders[0].settings
     places = (settings["denoiser_device"].value, settings["denoiser_dtype"].value)
     here, dtype = measured_rates(shapes.denoiser, shapes.verifier, *places, given=rates)
-    steps = apd_steps([c.settings for c in contenders], accepted=job.accept)
+    steps = apd_steps([c.settings for c in contenders], job.accept, job.prompt_tokens)
     kept = [
         settings[n].value if n in settings else "none"
         for n in ("denoiser_quantize", "verifier_quantize")
     ]
-    made = floors(shapes.denoiser, shapes.verifier, dtype, steps, here, (kept[0], kept[1]))
+    nets = (shapes.denoiser, shapes.verifier)
+    made = floors(*nets, dtype, steps, here, (kept[0], kept[1]), job.prompt_tokens)
     head = {"command": job.command, "profile": profile.name, "versions": versions(settings)}
     return {**head, "complete": True, "floor": made}, floor_text(profile.name, made)
 

@@ -141,6 +141,11 @@ def test_the_floor_alone(apd: Apd, profile: Path) -> None:
     assert "M = 40, cursor at 256, 20 tokens accepted a step" in auto.out  # twice as many
     made = json.loads(apd("bench", "-p", profile, *args, "--json").out)["floor"]
     assert made["rates"] == {"bandwidth": 3e10, "operations": 1e11}
+    later = apd("bench", "-p", profile, *args, "--prompt-tokens", "500", "--json")
+    further = json.loads(later.out)["floor"]
+    assert [step["cursor"] for step in further["steps"]] == [500]
+    assert further["steps"][0]["floor_s"] > made["steps"][0]["floor_s"]
+    assert further["causal"]["floor_s"] > made["causal"]["floor_s"]
     dream = apd("bench", "--shapes", "dream-7b", "--dtype", "bfloat16", *args, "--json")
     assert json.loads(dream.out)["floor"]["denoiser_parameters"] == 7_615_616_512
 
