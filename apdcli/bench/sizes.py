@@ -11,7 +11,7 @@ from apdcli.bench.settings import CAUSAL, Contender, Spec, parse_spec
 from apdcli.decode.params import ApdParams, make_params
 from apdcli.errors import PromptError, UsageError
 from apdcli.load.hub import resolve_model
-from apdcli.load.layout import check_layout
+from apdcli.load.layout import Role, check_layout, check_role
 from apdcli.load.profile import ChatSection, ModelSection, Profile, find_profile
 from apdcli.models.config import ModelConfig
 
@@ -130,14 +130,17 @@ def profile_shapes(profile: Profile) -> Shapes:
         ModelError: a model is not on this machine, or damaged.
     """
 
-    def config(section: ModelSection) -> ModelConfig:
+    def config(role: Role, section: ModelSection) -> ModelConfig:
         folder = resolve_model(
             section.model, base=profile.base, revision=section.revision, download=False
         )
-        return check_layout(folder).config
+        found = check_layout(folder).config
+        check_role(role, found, folder)
+        return found
 
-    verifier = None if profile.verifier is None else config(profile.verifier)
-    return Shapes(profile.name, config(profile.denoiser), verifier)
+    denoiser = config("denoiser", profile.denoiser)
+    verifier = None if profile.verifier is None else config("verifier", profile.verifier)
+    return Shapes(profile.name, denoiser, verifier)
 
 
 def default_shape_specs(shapes: Shapes) -> tuple[Spec, ...]:

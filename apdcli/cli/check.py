@@ -15,9 +15,8 @@ from apdcli.cli.report import before_a_run, settings_line
 from apdcli.decode.params import make_params
 from apdcli.engine.device import resolve_device
 from apdcli.engine.pair import check_agreement
-from apdcli.errors import ModelError
 from apdcli.load.hub import resolve_model
-from apdcli.load.layout import Layout, check_layout
+from apdcli.load.layout import Layout, Role, check_layout, check_role
 from apdcli.load.profile import Profile, check_strategy
 from apdcli.load.quantize import check_quantize
 from apdcli.load.settings import Settings, chosen_profile, resolve_settings
@@ -88,8 +87,9 @@ def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
     settings = resolve_settings(profile, {"profile": name}, environ)
     make_params(settings.strategy, **settings.decode_values())
     check_strategy(profile, settings.strategy)
-    layouts: dict[str, Layout] = {}
-    for role in ("denoiser", "verifier"):
+    layouts: dict[Role, Layout] = {}
+    roles: tuple[Role, ...] = ("denoiser", "verifier")
+    for role in roles:
         section = getattr(profile, role)
         if section is not None:
             # A check must not fetch gigabytes: what is not here yet is told.
@@ -97,20 +97,12 @@ def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
                 section.model, base=profile.base, revision=section.revision, download=False
             )
             layouts[role] = check_layout(folder)
-    _check_roles(layouts)
+            check_role(role, layouts[role].config, folder)
     tokenizers = [load_tokenizer(layout.folder) for layout in layouts.values()]
     if len(tokenizers) == 2:
         check_agreement(*tokenizers)
     models = tuple(_model(role, layout, settings) for role, layout in layouts.items())
     return Report(profile, before_a_run(settings), models)
-
-
-def _check_roles(layouts: Mapping[str, Layout]) -> None:
-    denoiser, verifier = layouts["denoiser"], layouts.get("verifier")
-    if denoiser.config.mask_id is None:
-        raise ModelError(f"{denoiser.folder} cannot denoise: it has no mask token")
-    if verifier is not None and not verifier.config.causal:
-        raise ModelError(f"{verifier.folder} cannot verify: it is not causal")
 
 
 def _model(role: str, layout: Layout, settings: Settings) -> ModelReport:

@@ -21,7 +21,7 @@ from apdcli.errors import ModelError, ParameterError, PromptError, UsageError
 from apdcli.load import tokenizer as tokenizers
 from apdcli.load.chat_template import as_messages
 from apdcli.load.hub import resolve_model
-from apdcli.load.layout import read_config
+from apdcli.load.layout import check_role, read_config
 from apdcli.load.profile import (
     DEFAULT_PROFILE,
     ModelSection,
@@ -169,28 +169,22 @@ def load_models(profile: Profile, settings: Settings) -> LoadedPair:
         ModelError, DeviceError: as :func:`load_pair`.
     """
     denoiser_folder = _resolve(profile.denoiser, profile)
+    check_role("denoiser", read_config(denoiser_folder), denoiser_folder)
     tokenizer = tokenizers.load_tokenizer(denoiser_folder)
     shared: Iterable[int] = tokenizer.defined_ids
     verifier_folder = None
     if profile.verifier is not None:
         verifier_folder = _resolve(profile.verifier, profile)
+        verifier_config = read_config(verifier_folder)
+        check_role("verifier", verifier_config, verifier_folder)
         other = tokenizers.load_tokenizer(verifier_folder)
         check_agreement(tokenizer, other)
         shared = tokenizer.shared_ids(other)
         # Before the larger model is read for nothing.
         quantize = settings["verifier_quantize"].value
-        check_quantize(quantize, read_config(verifier_folder), str(verifier_folder))
+        check_quantize(quantize, verifier_config, str(verifier_folder))
     denoiser = _load("denoiser", denoiser_folder, settings)
-    mask_id = denoiser.config.mask_id
-    if mask_id is None:
-        raise ModelError(
-            f"{denoiser_folder} cannot denoise: family {denoiser.config.family!r} has no mask token"
-        )
     verifier = None if verifier_folder is None else _load("verifier", verifier_folder, settings)
-    if verifier is not None and not verifier.config.causal:
-        raise ModelError(
-            f"{verifier_folder} cannot verify: family {verifier.config.family!r} is not causal"
-        )
     nets = [net for net in (denoiser, verifier) if net is not None]
     engine = resolve_engine(settings["engine"].value, nets)
     width = min(net.config.vocab_size for net in nets)
@@ -199,7 +193,7 @@ def load_models(profile: Profile, settings: Settings) -> LoadedPair:
         tokenizer=tokenizer,
         denoiser=denoiser,
         verifier=verifier,
-        allowed_ids=tuple(i for i in shared if i < width and i != mask_id),
+        allowed_ids=tuple(i for i in shared if i < width and i != denoiser.config.mask_id),
         stop_ids=tokenizer.stop_ids | set(denoiser.config.stop_ids),
         engine=engine,
     )
@@ -313,9 +307,14 @@ def load_denoiser(
     dtype: str = "auto",
     quantize: str = "none",
 ) -> LoadedDenoiser:
-    """Load one denoiser from a folder or a hub id; errors as in :func:`load_pair`."""
+    """Load one denoiser from a folder or a hub id; errors as in :func:`load_pair`.
+
+    Raises:
+        ModelError: also for a causal model, which has no mask token.
+    """
     check_value("quantize", quantize)
     folder = resolve_model(_text_of("model", model, _A_MODEL), base=None, revision=None)
+    check_role("denoiser", read_config(folder), folder)
     net = load_transformer(folder, device=resolve_device(device), dtype=dtype, quantize=quantize)
     return LoadedDenoiser(net, tokenizers.load_tokenizer(folder))
 

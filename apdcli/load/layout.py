@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
@@ -20,6 +20,7 @@ from apdcli.models.names import HEAD, file_name, weight_shapes
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+Role = Literal["denoiser", "verifier"]
 _SHOWN = 5  # problems listed one by one before the rest is only counted
 
 
@@ -73,6 +74,27 @@ def read_config(folder: Path) -> ModelConfig:
     if not path.is_file():
         raise ModelError(f"{folder} holds no {CONFIG}: not a model folder, or half copied; {AGAIN}")
     return ModelConfig.from_hf(read_json(path), str(path))
+
+
+def check_role(role: Role, config: ModelConfig, where: object) -> None:
+    """Refuse a causal model as a denoiser, and a diffusion model as a verifier.
+
+    Args:
+        where: the folder that holds it, for the message.
+
+    Raises:
+        ModelError: it cannot do what it is asked for.
+    """
+    if role == "denoiser" and config.mask_id is None:
+        raise ModelError(
+            f"{where} cannot denoise: {config.family} is a causal model, without a mask token; "
+            f"a denoiser is a diffusion model such as Dream or LLaDA"
+        )
+    if role == "verifier" and not config.causal:
+        raise ModelError(
+            f"{where} cannot verify: {config.family} is a diffusion model, not a causal one; "
+            f"a verifier is a causal model such as Qwen2"
+        )
 
 
 def check_layout(folder: Path) -> Layout:

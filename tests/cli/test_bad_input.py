@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import apdcli
 from apdcli.cli.context import Context
 from apdcli.cli.main import main, outcome
 from apdcli.cli.signals import Signals, Terminated
@@ -218,6 +219,43 @@ def test_a_damaged_model_folder(
     for piece in pieces:
         assert piece in ran.complaint
     assert ran.status == 1
+
+
+DENOISER, VERIFIER = DATA / "denoiser", DATA / "verifier"
+
+
+@pytest.mark.parametrize(
+    ("pair", "where", "what"),
+    [
+        ((VERIFIER, VERIFIER), VERIFIER, "cannot denoise: qwen2 is a causal model, without a mask"),
+        ((VERIFIER, DENOISER), VERIFIER, "cannot denoise: qwen2 is a causal model, without a mask"),
+        ((DENOISER, DENOISER), DENOISER, "cannot verify: Dream is a diffusion model, not a causal"),
+    ],
+)
+def test_a_model_in_the_wrong_place_is_the_same_line_on_every_way_in(
+    apd: Apd, make_profile: MakeProfile, pair: tuple[Path, Path], where: Path, what: str
+) -> None:
+    profile = make_profile(denoiser=pair[0], verifier=pair[1])
+    lines = []
+    for command in (
+        ("profiles", "check"),
+        ("generate", PROMPT, "-p"),
+        ("chat", "-p"),
+        ("bench", "-n", "2", "--limit", "1", "-p"),
+        ("bench", "--floor-only", "--rates", "1,1", "-p"),
+    ):
+        ran = apd(*command, profile)
+        assert ran.status == 1
+        lines.append(ran.complaint)
+    with pytest.raises(apdcli.ModelError) as refused:
+        apdcli.load_pair(profile)
+    lines.append(f"apd: {refused.value}\n")
+    if what.startswith("cannot denoise"):
+        with pytest.raises(apdcli.ModelError) as refused:
+            apdcli.load_denoiser(pair[0])
+        lines.append(f"apd: {refused.value}\n")
+    assert lines[0].startswith(f"apd: {where} {what}")
+    assert set(lines) == {lines[0]}
 
 
 def test_tokenizers_that_differ(apd: Apd, make_profile: MakeProfile, tmp_path: Path) -> None:

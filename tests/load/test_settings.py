@@ -98,6 +98,26 @@ def test_strategy_and_its_parameters(profile: Profile) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+def test_variables_of_other_strategies_wait_for_them_without_a_word(strategy: str) -> None:
+    """They may be set for every command of a shell; a flag is of this one and is refused."""
+    demo, info = find_profile("demo"), STRATEGIES[strategy]
+    others = {n for i in STRATEGIES.values() for n in i.own_fields} - {*info.own_fields}
+    defaults = {f.name: f.default for i in STRATEGIES.values() for f in fields(i.params)}
+    environ = {environment_variable(n): str(defaults[n]) for n in others if defaults[n] is not None}
+    assert environ
+    environ |= {"APD_K": "2", "APD_MIXTURE_WEIGHT": "0.25", "APD_SEED": "5"}
+    settings = resolve_settings(demo, {"strategy": strategy}, environ)
+    alone = resolve_settings(demo, {"strategy": strategy}, {"APD_SEED": "5"})
+    assert list(settings) == list(alone)
+    assert not others & {*settings.as_json()}
+    read = {name for name, setting in settings.items() if setting.origin == "environment"}
+    assert read == {"seed"} | ({"k", "mixture_weight"} & {*info.own_fields})
+    for name in others:
+        with pytest.raises(UnknownParameterError):
+            resolve_settings(demo, {"strategy": strategy, name: defaults[name] or 1}, {})
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_values_make_parameters(profile: Profile, strategy: str) -> None:
     settings = resolve_settings(profile, {"strategy": strategy}, {})
     shared, own = make_params(settings.strategy, **settings.decode_values())
