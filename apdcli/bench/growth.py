@@ -75,6 +75,16 @@ def around(steps: Sequence[StepEvent], count: int, span: int) -> tuple[float, in
     return seconds, end[1] - begin[1], end[0] - begin[0]
 
 
+def until(steps: Sequence[StepEvent], count: int) -> tuple[float, int]:
+    """Seconds and tokens from the start of a generation to the step that reaches `count`."""
+    made = 0
+    for step in steps:
+        made += step.accepted
+        if made >= count:
+            return step.elapsed_s, made
+    raise ValueError(f"the generation is too short for {count} tokens")
+
+
 def arithmetic(pair: LoadedPair, cursor: int, accepted: float) -> float:
     """Operations of one step, W = 16, M = 32: what no engine can save of a longer text."""
     verifier = None if pair.verifier is None else pair.verifier.config
@@ -85,30 +95,32 @@ def arithmetic(pair: LoadedPair, cursor: int, accepted: float) -> float:
 def growth(pair: LoadedPair, near: int, far: int, repeats: int, accept: int = 0) -> dict[str, Any]:
     """Milliseconds a token and a step at `near` generated tokens and at `far`, W = 16, M = 32.
 
-    Beside them what the arithmetic of a step grows by, from the middle of one stretch to that of
-    the other. Over some texts together: how much a step accepts changes along each of them by
-    chance, and with it what a token costs. End tokens are banned: after one, a model repeats it,
-    and every draft is accepted. A small pair may repeat itself all the same: `accept` makes every
-    step take that many tokens, so that the two stretches differ in their length alone.
+    "At" is over the last tokens before that place; `whole` is over all from the start: what a text
+    of `far` tokens costs against one of `near`. Beside them what the arithmetic of a step grows
+    by, from the middle of one stretch to that of the other. Over some texts together: how much a
+    step accepts changes along each of them by chance, and with it what a token costs. End tokens
+    are banned: after one, a model repeats it, and every draft is accepted. A small pair may repeat
+    itself all the same: `accept` makes every step take that many tokens, so that the two stretches
+    differ in their length alone.
     """
     span = min(80, near - 10)
     ended = pair.stop_ids | pair.tokenizer.special_ids
     pair = replace(pair, allowed_ids=tuple(i for i in pair.allowed_ids if i not in ended))
-    found: dict[int, list[tuple[float, float, float]]] = {near: [], far: []}
+    found: dict[int, list[tuple[float, float, float, float]]] = {near: [], far: []}
     for repeat in range(repeats + 1):
-        sums = dict.fromkeys(found, (0.0, 0, 0))
+        sums: dict[int, tuple[float, ...]] = dict.fromkeys(found, (0.0,) * 5)
         for start in STARTS:
             models = pair.models(16 + far)
             if accept:
                 models = accepting(accept)(models)
             setting = {"mixture_weight": 0.5, "recompute_window": 16, "max_lookahead": 32}
             steps = timed(pair, models, pair.prompt_ids(start, raw=True), "apd", far, **setting)
-            for count, (seconds, tokens, number) in sums.items():
-                more = around(steps, count, span)
-                sums[count] = (seconds + more[0], tokens + more[1], number + more[2])
+            for count, sum_ in sums.items():
+                more = (*around(steps, count, span), *until(steps, count))
+                sums[count] = tuple(a + b for a, b in zip(sum_, more, strict=True))
         if repeat:  # the first warms
-            for count, (seconds, tokens, number) in sums.items():
-                row = (1e3 * seconds / tokens, 1e3 * seconds / number, tokens / number)
+            for count, (seconds, tokens, number, whole_s, whole) in sums.items():
+                row = (seconds / tokens, seconds / number, tokens / number, whole_s / whole)
                 found[count].append(row)
     middle = {
         count: [statistics.median(column) for column in zip(*rows, strict=True)]
@@ -116,15 +128,17 @@ def growth(pair: LoadedPair, near: int, far: int, repeats: int, accept: int = 0)
     }
     work = {
         count: arithmetic(pair, count - span // 2, tokens)
-        for count, (_, _, tokens) in middle.items()
+        for count, (_, _, tokens, _) in middle.items()
     }
     return {
         "texts": len(STARTS),
         "accept": accept or None,
-        "ms_a_token": {count: token for count, (token, _, _) in middle.items()},
-        "ms_a_step": {count: step for count, (_, step, _) in middle.items()},
-        "tokens_a_step": {count: tokens for count, (_, _, tokens) in middle.items()},
+        "ms_a_token": {count: 1e3 * token for count, (token, _, _, _) in middle.items()},
+        "ms_a_step": {count: 1e3 * step for count, (_, step, _, _) in middle.items()},
+        "tokens_a_step": {count: tokens for count, (_, _, tokens, _) in middle.items()},
+        "whole_ms_a_token": {count: 1e3 * whole for count, (_, _, _, whole) in middle.items()},
         "ratio_a_token": middle[far][0] / middle[near][0],
+        "whole_ratio_a_token": middle[far][3] / middle[near][3],
         "ratio_a_step": middle[far][1] / middle[near][1],
         "arithmetic_ratio_a_step": work[far] / work[near],
         "goal": 1.25,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from apdcli.bench.growth import arithmetic, around, main
+from apdcli.bench.growth import arithmetic, around, main, until
 from apdcli.decode.types import StepEvent
 from apdcli.engine.pair import load_pair
 
@@ -19,8 +19,11 @@ def step(number: int, accepted: int, elapsed_s: float) -> StepEvent:
 def test_a_stretch_around_a_token() -> None:
     steps = [step(n, 5, 0.01 * n) for n in range(1, 21)]
     assert around(steps, 50, 20) == pytest.approx((0.04, 20, 4))
+    assert until(steps, 48) == pytest.approx((0.1, 50))
     with pytest.raises(ValueError, match="200 tokens"):
         around(steps, 200, 20)
+    with pytest.raises(ValueError, match="200 tokens"):
+        until(steps, 200)
 
 
 def test_arithmetic_counts_what_a_longer_text_adds() -> None:
