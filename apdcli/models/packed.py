@@ -8,7 +8,6 @@ its library multiplies few rows a third faster. Knows nothing of masks, shifts o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -65,12 +64,12 @@ class Packed:
     def __init__(self, net: Transformer) -> None:
         config = net.config
         weight = net.model.embed_tokens.weight
-        transposed = weight.device.type == "cpu"
+        self._transposed = weight.device.type == "cpu"
         self.net = net
-        self.plain = transposed and weight.dtype == torch.float32
-        self.layers = [_pack(layer, transposed) for layer in net.model.layers]  # type: ignore[arg-type]
+        self.plain = self._transposed and weight.dtype == torch.float32
+        self.layers = [self._pack(layer) for layer in net.model.layers]  # type: ignore[arg-type]
         # A tied head stays as the embedding needs it.
-        self.head = weight.t() if config.tied else _join([net.lm_head], transposed)
+        self.head = weight.t() if config.tied else self.joined(net.lm_head)
         self.norm = net.model.norm.weight
         self.embedding = weight
         self.spare_buffers: list[Any] = []  # of `engine.graphs`, between two generations
@@ -78,11 +77,44 @@ class Packed:
         self.eps = config.rms_norm_eps
         self._share = 1 / config.hidden_size
         self._eps = torch.tensor(self.eps, device=weight.device)  # for one fused call, see `rms`
-        self._rows = _CPU_ROWS if transposed else _GPU_ROWS
+        self._rows = _CPU_ROWS if self._transposed else _GPU_ROWS
         self._later: Tensor | None = None
         self.heads, self.kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
         self._turns(net.cos, net.sin)
+
+    def _pack(self, layer: Layer) -> PackedLayer:
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        bias = None
+        if attention.q_proj.bias is not None:
+            bias = torch.cat([linear.bias for linear in projections])
+        return PackedLayer(
+            attention_norm=layer.input_layernorm.weight,
+            qkv=self.joined(*projections),
+            qkv_bias=bias,
+            out=self.joined(attention.o_proj),
+            mlp_norm=layer.post_attention_layernorm.weight,
+            gate_up=self.joined(mlp.gate_proj, mlp.up_proj),
+            down=self.joined(mlp.down_proj),
+        )
+
+    def joined(self, *linears: nn.Linear) -> Tensor:
+        """[in, sum of outs] of all weights; each linear's own becomes a view of it."""
+        widths = [linear.out_features for linear in linears]
+        if len(linears) == 1 and not self._transposed:
+            return linears[0].weight.t()
+        weights = [linear.weight for linear in linears]
+        if self._transposed:
+            joined = weights[0].new_empty(linears[0].in_features, sum(widths))
+            torch.cat([weight.t() for weight in weights], dim=1, out=joined)
+        else:
+            joined = torch.cat(weights).t()
+        end = 0
+        for linear, width in zip(linears, widths, strict=True):
+            begin, end = end, end + width
+            linear.weight = nn.Parameter(joined[:, begin:end].t(), requires_grad=False)
+        return joined
 
     def hidden(
         self,
@@ -332,38 +364,3 @@ def packed(net: Transformer) -> Packed:
             net.packed = Packed(net)
     made: Packed = net.packed
     return made
-
-
-def _pack(layer: Layer, transposed: bool) -> PackedLayer:
-    attention, mlp = layer.self_attn, layer.mlp
-    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-    bias = None
-    if attention.q_proj.bias is not None:
-        bias = torch.cat([linear.bias for linear in projections])
-    return PackedLayer(
-        attention_norm=layer.input_layernorm.weight,
-        qkv=_join(projections, transposed),
-        qkv_bias=bias,
-        out=_join([attention.o_proj], transposed),
-        mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=_join([mlp.gate_proj, mlp.up_proj], transposed),
-        down=_join([mlp.down_proj], transposed),
-    )
-
-
-def _join(linears: Sequence[nn.Linear], transposed: bool) -> Tensor:
-    """[in, sum of outs] of all weights; each linear's own becomes a view of it."""
-    widths = [linear.out_features for linear in linears]
-    if len(linears) == 1 and not transposed:
-        return linears[0].weight.t()
-    weights = [linear.weight for linear in linears]
-    if transposed:
-        joined = weights[0].new_empty(linears[0].in_features, sum(widths))
-        torch.cat([weight.t() for weight in weights], dim=1, out=joined)
-    else:
-        joined = torch.cat(weights).t()
-    end = 0
-    for linear, width in zip(linears, widths, strict=True):
-        begin, end = end, end + width
-        linear.weight = nn.Parameter(joined[:, begin:end].t(), requires_grad=False)
-    return joined

@@ -8,16 +8,14 @@ that engines and batches need not know. Nothing is joined, and no weight is held
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from apdcli.models.packed import Packed, PackedLayer, packed
+from apdcli.models.packed import Packed, packed
 from apdcli.models.quantized import Int8Linear, QuantizedLinear, quantization_of
-from apdcli.models.transformer import Layer, Transformer
+from apdcli.models.transformer import Transformer
 
 
 class Matrix:
@@ -88,16 +86,9 @@ class Matrix:
 class QuantizedPacked(Packed):
     """`Packed` over quantized layers; made by :func:`pack`."""
 
-    def __init__(self, net: Transformer) -> None:
-        # The parent joins weights; it is shown a network that has none to join.
-        config = replace(net.config, tied=True)
-        body = SimpleNamespace(embed_tokens=net.model.embed_tokens, layers=[], norm=net.model.norm)
-        empty = SimpleNamespace(config=config, model=body, cos=net.cos, sin=net.sin)
-        super().__init__(cast(Transformer, empty))
-        self.net = net
-        self.layers = [_pack(cast(Layer, layer)) for layer in net.model.layers]
-        if not net.config.tied:
-            self.head = _matrix(net.lm_head)
+    def joined(self, *linears: Any) -> Tensor:
+        """The layers as `Packed` multiplies by them: not a tensor, but it answers for one."""
+        return cast(Tensor, Matrix(linears))
 
 
 def pack(net: Transformer) -> Packed:
@@ -106,25 +97,3 @@ def pack(net: Transformer) -> Packed:
         with torch.inference_mode(False), torch.no_grad():
             net.packed = QuantizedPacked(net)
     return packed(net)
-
-
-def _pack(layer: Layer) -> PackedLayer:
-    attention, mlp = layer.self_attn, layer.mlp
-    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-    bias = None
-    if attention.q_proj.bias is not None:
-        bias = torch.cat([linear.bias for linear in projections])
-    return PackedLayer(
-        attention_norm=layer.input_layernorm.weight,
-        qkv=_matrix(*projections),
-        qkv_bias=bias,
-        out=_matrix(attention.o_proj),
-        mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=_matrix(mlp.gate_proj, mlp.up_proj),
-        down=_matrix(mlp.down_proj),
-    )
-
-
-def _matrix(*linears: Any) -> Tensor:
-    """The layers as `Packed` multiplies by them: not a tensor, but it answers for one."""
-    return cast(Tensor, Matrix(linears))
