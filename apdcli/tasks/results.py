@@ -64,15 +64,17 @@ class Results:
             OutputError: it cannot be written, or another process is writing it.
         """
         self.path = Path(path)
-        self.outcomes = read_results(path, header)
         try:
+            _refuse_special(self.path)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         except OSError as error:
             raise _failed(self.path, error) from error
         try:
             if not lock(self._file):
                 raise OutputError(f"{self.path} is being written by another apd eval")
-            end = _whole_lines(self._read())
+            data = self._read()
+            self.outcomes = _outcomes(self.path, data, header)
+            end = _whole_lines(data)
             os.ftruncate(self._file, end)
             os.lseek(self._file, end, os.SEEK_SET)
             if end == 0:
@@ -125,13 +127,22 @@ def read_results(path: str | Path, header: Header) -> dict[Key, Outcome]:
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path} is not a plain file: results cannot be kept there")
+        _refuse_special(path)
         data = path.read_bytes()
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise _failed(path, error) from error
+    return _outcomes(path, data, header)
+
+
+def _refuse_special(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is not a plain file: results cannot be kept there")
+
+
+def _outcomes(path: Path, data: bytes, header: Header) -> dict[Key, Outcome]:
+    """The outcomes in what a file holds; raises as :func:`read_results` does."""
     data = data[: _whole_lines(data)]
     if not data:
         return {}

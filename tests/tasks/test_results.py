@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from apdcli.errors import ApdError, InputError, OutputError
+from apdcli.tasks import results as module
 from apdcli.tasks.results import Header, Results, read_results
 from apdcli.tasks.types import Outcome
 
@@ -138,6 +139,24 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 def test_two_writers_are_not_let_in(path: Path) -> None:
     with Results(path, HEADER), pytest.raises(OutputError, match="another apd eval"):
         Results(path, HEADER)
+
+
+def test_what_another_writes_before_it_lets_go_is_known(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = module.lock
+    with Results(path, HEADER) as other:
+
+        def waits(file: int) -> bool:
+            other.add(None, outcome("late"))
+            os.close(other._file)
+            other._file = os.open(path, os.O_RDONLY)
+            return lock(file)
+
+        monkeypatch.setattr(module, "lock", waits)
+        with Results(path, HEADER) as mine:
+            assert (None, "late") in mine.outcomes
+    assert len(read_results(path, HEADER)) == len(mine.outcomes)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
