@@ -63,7 +63,7 @@ class AnswersFile:
         self._good = 0
         self.finished: list[dict[str, Any]] = []
         try:
-            if not lock(self._file):
+            if not lock(self._file) or self._removed():
                 raise OutputError(f"another apd is writing to {self.path}")
             if Path(path).is_file():
                 self._read()
@@ -75,9 +75,19 @@ class AnswersFile:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        os.close(self._file)
-        if self._fresh and error is not None and not self._good:
+        empty = self._fresh and error is not None and not self._good
+        if empty and os.name != "nt":  # once it is not locked it may be another's
             Path(self.path).unlink(missing_ok=True)
+        os.close(self._file)
+        if empty and os.name == "nt":  # which removes no open file, and knows no lock
+            Path(self.path).unlink(missing_ok=True)
+
+    def _removed(self) -> bool:
+        """Whether the path names another file by now, or none."""
+        try:
+            return not os.path.samestat(os.fstat(self._file), os.stat(self.path))  # noqa: PTH116
+        except FileNotFoundError:
+            return True
 
     def check(self, place: int, line: Line, settings: Mapping[str, Any] | None) -> None:
         """See that the answer at `place` is one to this line with these settings.

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 import apdcli
+from apdcli.cli import answers as answers_module
+from apdcli.cli.answers import AnswersFile
 from apdcli.cli.context import Context
 from apdcli.cli.progress import Progress
 from apdcli.cli.signals import Signals
+from apdcli.errors import OutputError
 from tests.cli.conftest import Apd, MakeProfile, Stream
 
 PROMPTS = ["tell me a story", "count to three", "hello", "what is this"]
@@ -192,6 +195,24 @@ def test_two_at_once_do_not_write_to_one_file(apd: Apd, profile: Path, texts: Pa
         ran = apd("generate", "-p", profile, "--input", texts, "-o", "out.jsonl")
     assert ran.status == 1
     assert "another apd is writing to out.jsonl" in ran.complaint
+
+
+def test_a_file_that_a_failed_run_takes_away_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails between another's opening the file and that one's lock: those answers are lost."""
+    pytest.importorskip("fcntl")
+    path, lock = tmp_path / "out.jsonl", answers_module.lock
+    failing = AnswersFile(str(path))
+
+    def late(file: int) -> bool:
+        failing.__exit__(None, ValueError(), None)
+        return lock(file)
+
+    monkeypatch.setattr(answers_module, "lock", late)
+    with pytest.raises(OutputError, match="another apd is writing"):
+        AnswersFile(str(path))
+    assert not path.exists()
 
 
 class After(Signals):
