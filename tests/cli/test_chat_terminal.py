@@ -17,7 +17,7 @@ import pytest
 
 import apdcli
 from apdcli.chat.sessions import Store
-from tests.cli.test_shell import APD, environ, finish, pexpect
+from tests.cli.test_shell import APD, environ, finish, keeps_output, pexpect
 
 __all__ = ["environ"]  # a fixture
 termios = pytest.importorskip("termios")
@@ -34,27 +34,33 @@ def data(environ: dict[str, str], tmp_path: Path) -> Path:
 
 
 class Person:
-    """Someone at a terminal, and what is on it."""
+    """Someone at a terminal, and what is on it.
+
+    Who waits looks below the line that was said last: the words waited for may stand above it, too.
+    """
 
     def __init__(
         self, environ: dict[str, str], *args: object, size: tuple[int, int], **more: Any
     ) -> None:
         columns, lines = size
-        self.child = pexpect.spawn(
-            APD[0],
-            [*APD[1:], "chat", *map(str, args)],
-            env=environ,
-            dimensions=(lines, columns),
-            encoding="utf-8",
-            timeout=120,
-            **more,
+        self.child = keeps_output(
+            pexpect.spawn(
+                APD[0],
+                [*APD[1:], "chat", *map(str, args)],
+                env=environ,
+                dimensions=(lines, columns),
+                encoding="utf-8",
+                timeout=120,
+                **more,
+            )
         )
         self.screen = pyte.HistoryScreen(columns, lines, history=1000, ratio=0.5)
         self.stream = pyte.Stream(self.screen)
         self.before = termios.tcgetattr(self.child.child_fd)
+        self.said_at = -1  # the line that was said last, among `lines`
 
     def wait(self, wanted: str, also: str = "") -> None:
-        """Until it is on the screen."""
+        """Until it is there, below what was said last."""
         until = time.monotonic() + 90
         while time.monotonic() < until:
             try:  # a live view may never be silent for long, so every read is looked at
@@ -63,28 +69,34 @@ class Person:
                 pass
             except pexpect.EOF:
                 break
-            shown = self.lines()
+            shown = self.lines()[self.said_at + 1 :]
             if any(wanted in line for line in shown) and also in "".join(shown):
                 return
         raise AssertionError(f"no {wanted!r} in {self.lines()}")
 
     def ready(self) -> None:
-        """Until the prompt is the last line."""
+        """Until the next prompt is the last line."""
         until = time.monotonic() + 90
         while time.monotonic() < until:
             try:
                 self.stream.feed(self.child.read_nonblocking(65536, timeout=0.1))
             except pexpect.TIMEOUT:
-                if self.lines() and self.lines()[-1].startswith(IDLE.strip()):
+                shown = self.lines()[self.said_at + 1 :]
+                if shown and shown[-1].startswith(IDLE.strip()):
                     return
         raise AssertionError(self.lines())
 
     def type(self, text: str) -> None:
         self.child.send(text)
 
+    def say(self, text: str, enter: str = "\r") -> None:
+        """At the prompt, which must be the last line."""
+        self.said_at = len(self.lines()) - 1
+        self.type(text + enter)
+
     def leave(self) -> None:
         """Ctrl-C on an empty line, and Ctrl-D as soon as the hint is there."""
-        self.type("\x03")
+        self.say("\x03", enter="")
         self.wait("Ctrl-D")
         self.type("\x04")
         rest, status = finish(self.child)
@@ -113,7 +125,7 @@ def test_a_conversation(
         said.append({"role": "user", "content": message})
         answer = apdcli.generate(pair, said, recompute_window="all").text
         said.append({"role": "assistant", "content": answer})
-        person.type(message + "\r")
+        person.say(message)
         person.wait("tokens/s")
         person.ready()
         squeezed = "".join("".join(person.lines()).split())
@@ -134,7 +146,7 @@ def test_markdown_settles_in_place_of_the_draft(
     wanted = re.sub(r"\x1b\[[0-9;]*m", "", markdown_text(answer, 60, {"TERM": "xterm"}))
     person = Person(environ, "-p", profile, "--markdown", size=(60, 20))
     person.ready()
-    person.type(TALK[0] + "\r")
+    person.say(TALK[0])
     person.wait("tokens/s")
     person.ready()
     lines = person.lines()
@@ -152,16 +164,15 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(
     person = Person(environ, "-p", profile, *LONG, size=(80, 24))
     person.ready()
     for _ in range(2):  # it works again after it has worked
-        person.type("tell me a story\r")
+        person.say("tell me a story")
         person.wait("step ")
         person.child.sendintr()
         person.wait("interrupted")
         person.ready()
-        person.type("/clear\r")
+        person.say("/clear")
         person.wait("a new conversation")
         person.ready()
-        person.stream.feed("\x1b[2J\x1b[H")
-    person.type("/bye\r")
+    person.say("/bye")
     _, status = finish(person.child)
     assert status == 0
     sessions = [Store(data / "sessions").load(n) for n in Store(data / "sessions").names()]
@@ -173,13 +184,14 @@ def test_killed_in_the_middle_of_an_answer_and_resumed(
 ) -> None:
     person = Person(environ, "-p", profile, size=(80, 24))
     person.ready()
-    person.type(TALK[0] + "\r")
+    person.say(TALK[0])
     person.wait("tokens/s")
     person.ready()
     for setting in ("strategy random", "n 900", "block-length 1", "early-stop false"):
-        person.type(f"/set {setting}\r")
+        person.say(f"/set {setting}")
         person.wait(" is " + setting.split()[1])
-    person.type("tell me a long story\r")
+        person.ready()
+    person.say("tell me a long story")
     person.wait("step ")
     person.child.kill(signal.SIGKILL)
     person.child.wait()
@@ -188,7 +200,7 @@ def test_killed_in_the_middle_of_an_answer_and_resumed(
     person.wait(TALK[0])
     person.ready()
     assert "".join(turn.answer.split()) in "".join("".join(person.lines()).split())
-    person.type(TALK[1] + "\r")
+    person.say(TALK[1])
     person.wait("tokens/s")
     person.type("\x04")
     _, status = finish(person.child)

@@ -19,7 +19,7 @@ from apdcli.cli.signals import Signals, Terminated, _terminate
 from tests.cli.seat import TALK, Seat, pair, seat
 from tests.cli.test_chat_terminal import LONG as LONG_CHAT
 from tests.cli.test_chat_terminal import Person, data
-from tests.cli.test_shell import APD, LONG, environ, finish, on_terminal, pexpect
+from tests.cli.test_shell import APD, LONG, environ, finish, keeps_output, on_terminal, pexpect
 
 __all__ = ["data", "environ", "pair", "seat"]  # fixtures
 termios = pytest.importorskip("termios")
@@ -112,7 +112,7 @@ def test_many_at_a_terminal(environ: dict[str, str], data: Path, profile: Path) 
     person.child.delaybeforesend = None
     person.ready()
     for count in (2, 3, 6):
-        person.type(f"tell me {count} stories\r")
+        person.say(f"tell me {count} stories")
         person.wait("step ")
         for _ in range(count):
             person.type("\x03")
@@ -122,8 +122,7 @@ def test_many_at_a_terminal(environ: dict[str, str], data: Path, profile: Path) 
         assert "^C" not in "".join(person.lines())
         hints = [line for line in person.lines() if "Ctrl-D or /bye" in line]
         assert all(line.startswith("Ctrl-D") for line in hints)
-        person.stream.feed("\x1b[2J\x1b[H")
-    person.type("/bye\r")
+    person.say("/bye")
     assert finish(person.child)[1] == 0
     turns = Store(data / "sessions").load().turns
     assert [(t.message, t.reason) for t in turns] == [
@@ -149,8 +148,10 @@ def test_generate_hands_over_what_there_is(environ: dict[str, str], profile: Pat
 
 def test_no_key_is_drawn_where_the_prompt_is_piped(environ: dict[str, str], profile: Path) -> None:
     command = f"echo hello | {shlex.join([*APD, *LONG, '-p', str(profile)])}"
-    child = pexpect.spawn(
-        "sh", ["-c", command], env=environ, dimensions=(24, 80), encoding="utf-8", timeout=120
+    child = keeps_output(
+        pexpect.spawn(
+            "sh", ["-c", command], env=environ, dimensions=(24, 80), encoding="utf-8", timeout=120
+        )
     )
     child.expect("tok/step")
     child.send("x\x03\x03")
@@ -188,7 +189,7 @@ def test_quit_in_an_answer_of_a_chat(
 ) -> None:
     person = Person(environ, "-p", profile, *LONG_CHAT, *args, size=(80, 24), preexec_fn=no_core)
     person.ready()
-    person.type("tell me a story\r")
+    person.say("tell me a story")
     person.wait("step ")
     person.stream.feed(written := quit_and_end(person.child, "key"))
     assert written.rindex("\x1b[?25h") > written.rfind("\x1b[?25l")
