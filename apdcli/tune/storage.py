@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -32,6 +33,17 @@ def shown(storage: str) -> str:
     return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", storage)
 
 
+class _Database(RDBStorage):
+    """Closes its connections once nobody has it, or as the process ends; optuna's stay open."""
+
+    def __init__(self, url: str, engine_kwargs: dict[str, Any]) -> None:
+        try:
+            super().__init__(url, engine_kwargs=engine_kwargs)
+        finally:
+            if "engine" in vars(self):  # also where it is no database, or of another version
+                weakref.finalize(self, self.engine.dispose)
+
+
 def open_storage(storage: str) -> BaseStorage:
     """The storage behind a URL, or a path whose ending says which kind.
 
@@ -55,7 +67,7 @@ def open_storage(storage: str) -> BaseStorage:
     engine: dict[str, Any] = {}
     if storage.startswith("sqlite"):
         engine = {"connect_args": {"timeout": _BUSY_S}}
-    return RDBStorage(storage, engine_kwargs=engine)
+    return _Database(storage, engine)
 
 
 def patiently(work: Callable[[], _T], where: str, *, racing: bool = False) -> _T:

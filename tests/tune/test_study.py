@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -15,10 +16,12 @@ from typing import Any
 
 import optuna
 import pytest
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 from apdcli.errors import OutputError, UsageError
 from apdcli.tune.sampler import key_of
-from apdcli.tune.storage import default_storage, shown
+from apdcli.tune.storage import default_storage, open_storage, shown
 from apdcli.tune.study import TakenError, open_study
 from tests.tune.synthetic import IDENTITY, search, setup, study_in
 
@@ -112,8 +115,8 @@ def test_whoever_joins_searches_the_same_space_beside_the_same_reference(tmp_pat
 def test_what_waits_is_not_queued_twice(tmp_path: Path) -> None:
     for _ in range(3):
         study_in(tmp_path / "t.db")
-    url = f"sqlite:///{tmp_path / 't.db'}"
-    assert len(optuna.load_study(study_name="s", storage=url).trials) == len(setup().first)
+    kept = optuna.load_study(study_name="s", storage=open_storage(str(tmp_path / "t.db")))
+    assert len(kept.trials) == len(setup().first)
 
 
 def test_a_trial_that_was_taken_for_dead_is_left_to_others(tmp_path: Path) -> None:
@@ -177,9 +180,38 @@ def test_bad_storages_are_one_line(tmp_path: Path) -> None:
     assert damaged.read_bytes() == b"this is no database" * 200
 
 
+def test_no_connection_is_left_open(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.db"
+    damaged.write_bytes(b"this is no database" * 200)
+    opened: list[Any] = []
+    closed: list[Any] = []
+
+    def connect(connection: Any, _: Any) -> None:
+        opened.append(connection)
+
+    def close(connection: Any, _: Any) -> None:
+        closed.append(connection)
+
+    event.listen(Pool, "connect", connect)
+    event.listen(Pool, "close", close)
+    try:
+        for storage in (tmp_path / "t.db", "sqlite://"):
+            search(study_in(storage), trials=2)
+        with pytest.raises(UsageError):
+            study_in(tmp_path / "t.db", identity={**IDENTITY, "pair": "others"})
+        with pytest.raises(OutputError):
+            study_in(damaged)
+        gc.collect()  # a study and its sampler know each other
+    finally:
+        event.remove(Pool, "connect", connect)
+        event.remove(Pool, "close", close)
+    assert len(opened) >= 4
+    assert all(any(one is other for other in closed) for one in opened)
+
+
 def test_a_study_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 't.db'}"
-    optuna.create_study(storage=url, study_name="s", direction="minimize")
+    optuna.create_study(storage=open_storage(url), study_name="s", direction="minimize")
     with pytest.raises(UsageError, match=r"study 's' in .* was not made by apd tune"):
         study_in(url)
 
