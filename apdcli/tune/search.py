@@ -122,6 +122,7 @@ class Search:
         timeout: seconds for this process.
         interrupted: Ctrl-C was pressed.
         report: is told where the search is.
+        clock: seconds, monotonic; `timeout` is of these.
     """
 
     study: Study
@@ -133,6 +134,7 @@ class Search:
     interrupted: Callable[[], bool] = lambda: False
     report: Callable[[Progress], None] = lambda progress: None
     prune: bool = True
+    clock: Callable[[], float] = time.monotonic
 
     _began: float = field(default=0.0, init=False)
     _new: int = field(default=0, init=False)
@@ -142,7 +144,7 @@ class Search:
 
     def run(self) -> Found:
         """Search until the study has its trials, the time is up or Ctrl-C; never loses a result."""
-        self._began = time.monotonic()
+        self._began = self.clock()
         self.bench.stopped = self._over
         self.study.use(TowardsGoal(self.study.space, self._goal, self.seed))
         failure: OutputError | None = None
@@ -163,7 +165,7 @@ class Search:
             reference=self.study.reference,
             ended=ended,
             new=self._new,
-            seconds=time.monotonic() - self._began,
+            seconds=self.clock() - self._began,
             failure=failure,
         )
 
@@ -248,7 +250,7 @@ class Search:
         return Goal.of(self.target, self._baseline, pooled_speed(every, self._baseline))
 
     def _over(self) -> bool:
-        return self.interrupted() or time.monotonic() - self._began > self.timeout
+        return self.interrupted() or self.clock() - self._began > self.timeout
 
     def _tell(self, doing: str, answered: int) -> None:
         best: Candidate | None = None

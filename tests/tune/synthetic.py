@@ -84,6 +84,10 @@ class Formulas:
             finish_reason="stop",
         )
 
+    def clock(self) -> float:
+        """Of a machine on which an answer takes 10 ms and the rest no time."""
+        return 0.01 * len(self.asked)
+
 
 def setup(**changed: Any) -> Setup:
     space = knobs("apd", 256, OWN)
