@@ -48,6 +48,10 @@ class Reader(Protocol):
         """
         ...
 
+    def interrupt(self) -> None:
+        """Do what Ctrl-C as a key does; safe in a signal's handler, and when nothing is read."""
+        ...
+
 
 def is_open(text: str) -> bool:
     '''Whether a text began with """ and has not ended with it yet.'''
@@ -78,6 +82,9 @@ class PlainReader:
         while is_open(text):
             text += "\n" + self._line(CONTINUED)
         return unquoted(text).rstrip()
+
+    def interrupt(self) -> None:
+        """Nothing: here the signal itself does it."""
 
     def _line(self, prompt: str) -> str:
         self._out.write(prompt)
@@ -156,6 +163,18 @@ class PromptReader:
             if self._session.default_buffer.text:
                 return ""
             raise
+
+    def interrupt(self) -> None:
+        """See the protocol: a `kill -INT` from elsewhere is the key."""
+        loop = self._session.app.loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                loop.call_soon_threadsafe(self._abort)
+
+    def _abort(self) -> None:
+        app = self._session.app
+        if app.is_running and not (app.is_done or app._running_in_terminal):  # an editor
+            app.exit(exception=KeyboardInterrupt(), style="class:aborting")
 
     def _placeholder(self) -> FormattedText:
         """A hint on the empty line, which does not stay when the line is left."""

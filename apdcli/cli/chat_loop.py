@@ -162,7 +162,7 @@ class Loop(Answering):
             self._hush.close()
         signals.rearm()
         try:
-            with contextlib.nullcontext() if hears else signals.released():
+            with signals.telling(self.reader.interrupt) if hears else signals.released():
                 return self.reader.read(draft)
         finally:
             signals.rearm()

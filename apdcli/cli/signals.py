@@ -46,6 +46,7 @@ class Signals:
         self._patient = False
         self._held = False
         self._unwinding = False
+        self._tell: Callable[[], None] = lambda: None
         self._before: dict[int, Any] = {}
         self._quitting: Quitting | None = None
 
@@ -98,6 +99,15 @@ class Signals:
         finally:
             self._held = before
 
+    @contextlib.contextmanager
+    def telling(self, listener: Callable[[], None]) -> Iterator[None]:
+        """While this lasts, a Ctrl-C that is only noted is told, within the signal's handler."""
+        self._tell = listener
+        try:
+            yield
+        finally:
+            self._tell = lambda: None
+
     def hold(self) -> None:
         """Be as in `held` from here on, until `release`."""
         self._check()
@@ -144,6 +154,7 @@ class Signals:
         waiting = self._patient and not self._unwinding
         if noted:
             self._heard_at = now
+            self._tell()
         elif not (self._held and quick and not waiting):
             self._heard_at = now
             self._unwinding = True

@@ -42,6 +42,9 @@ class Typed:
             return text
         raise text
 
+    def interrupt(self) -> None:
+        """A signal raises by itself."""
+
 
 @dataclass
 class Seat:

@@ -225,6 +225,27 @@ def test_signals_at_the_prompt_leave_the_terminal_in_order(
     assert "\x1b[?2004l" in rest  # pasting is ordinary again
 
 
+def test_an_interrupt_from_elsewhere_at_the_prompt_is_ctrl_c(
+    environ: dict[str, str], data: Path, profile: Path
+) -> None:
+    person = Person(environ, "-p", profile, size=(80, 24))
+    for count in (1, 2):  # the next one hints again
+        person.ready()
+        person.child.kill(signal.SIGINT)
+        person.wait("Ctrl-D or /bye leaves")
+        person.ready()
+        assert sum("Ctrl-D or /bye leaves" in line for line in person.lines()) == count
+    person.type("dropped")
+    person.wait(IDLE + "dropped")
+    person.child.kill(signal.SIGINT)
+    person.ready()
+    person.type(TALK[0] + "\r")
+    person.wait("tokens/s")
+    person.ready()
+    person.leave()
+    assert [t.message for t in Store(data / "sessions").load().turns] == [TALK[0]]
+
+
 def test_a_dumb_terminal_gets_plain_lines(
     environ: dict[str, str], data: Path, profile: Path
 ) -> None:
