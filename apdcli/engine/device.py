@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -53,6 +54,20 @@ def flush_subnormals(device: torch.device) -> None:
     """
     if device.type == "cpu":
         torch.set_flush_denormal(True)
+
+
+def attention_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Within it, attention on a CUDA device does without cuDNN's kernels.
+
+    Torch 2.11 and later prefer these on Hopper GPUs; they make a plan, some tens of milliseconds,
+    for every length of a text that they meet, and texts here meet all.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(kernels)
 
 
 def check_dtype(name: str, device: torch.device) -> None:

@@ -5,10 +5,13 @@ Gives the eager engine's greedy tokens in float32; a test compares the two over 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from apdcli.decode.sampling import NEVER
+from apdcli.engine.device import attention_kernels
 from apdcli.engine.eager import EagerDenoiser, EagerModel, EagerVerifier
 from apdcli.models.packed import Packed, packed
 from apdcli.models.transformer import Transformer
@@ -17,6 +20,11 @@ from apdcli.models.transformer import Transformer
 def forbid(logits: Tensor, banned: Tensor) -> Tensor:
     """Set the ids `banned` [k] to -inf, in place: logits [n, vocab]."""
     return logits.index_fill_(1, banned, NEVER) if len(banned) else logits
+
+
+@lru_cache(maxsize=8)  # on CUDA the host waits for it, and every generation asks
+def _places(banned: Tensor, device: torch.device) -> Tensor:
+    return banned.nonzero().flatten().to(device)
 
 
 class FastModel(EagerModel):
@@ -29,7 +37,7 @@ class FastModel(EagerModel):
         super().__init__(net, banned, capacity)
         self.packed: Packed = packed(net)
         self._head = self.packed.head[:, : len(banned)]
-        self._banned_ids = banned.nonzero().flatten()
+        self._banned_ids = _places(banned, self._head.device)
 
     def outputs(self, tokens: Tensor, start: int, first: int, last: int) -> Tensor:
         """Logits [last - first, vocab] float32 of the outputs at positions [first, last).
@@ -40,9 +48,10 @@ class FastModel(EagerModel):
             first, last: start <= first < last <= n.
         """
         ids = tokens[start:].to(self._head.device)
-        hidden = self.packed.hidden(ids, start, self.cache, first - start, last - start)
-        logits = torch.mm(hidden, self._head).float().to(self.banned.device)
-        return forbid(logits, self._banned_ids)
+        with attention_kernels(self._head.device):
+            hidden = self.packed.hidden(ids, start, self.cache, first - start, last - start)
+        logits = forbid(torch.mm(hidden, self._head).float(), self._banned_ids)
+        return logits.to(self.banned.device)
 
 
 class FastDenoiser(FastModel, EagerDenoiser):
