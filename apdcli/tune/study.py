@@ -112,8 +112,7 @@ class Study:
         """Have a setting tried next, unless it was measured or waits already."""
         wanted = key_of(self.space, values)
         for trial in self._trials():
-            given = trial.params or trial.system_attrs.get("fixed_params", {})
-            if self._counts(trial) and self._key(given) == wanted:
+            if self._counts(trial) and self._key(self._given(trial)) == wanted:
                 return
         self._do(lambda: self._study.enqueue_trial(dict(values)))
 
@@ -169,8 +168,8 @@ class Study:
             with contextlib.suppress(ValueError, RuntimeError):  # another process was faster
                 self._do(functools.partial(self._study.tell, trial.number, state=TrialState.FAIL))
                 freed += 1
-                if set(trial.params) == {k.name for k in self.space}:
-                    self.enqueue(trial.params)
+                if given := self._given(trial):
+                    self.enqueue(given)
         return freed
 
     def finished(self) -> list[Candidate]:
@@ -221,6 +220,11 @@ class Study:
     def _counts(self, trial: FrozenTrial) -> bool:
         """Whether a trial stands for its setting: an end without result, or for a target, not."""
         return trial.state != TrialState.FAIL and trial.user_attrs.get(_WHY) != "target"
+
+    def _given(self, trial: FrozenTrial) -> Mapping[str, Any]:
+        """Its setting; one that was taken from the queue just now may not have stored it yet."""
+        complete = set(trial.params) == {k.name for k in self.space}
+        return trial.params if complete else trial.system_attrs.get("fixed_params", {})
 
     def _key(self, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """What tells settings apart; None of a setting that is not complete."""

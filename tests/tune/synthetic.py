@@ -1,6 +1,7 @@
 """A pair made of formulas: quality and cost of a setting are known, so what is found can be judged.
 
 Run as a module it is one process of a search: `python -m tests.tune.synthetic STORAGE TRIALS`.
+With a fourth argument it says that it is ready and waits for a line before it searches.
 """
 
 from __future__ import annotations
@@ -118,10 +119,12 @@ def search(
     return Search(study, bench(items, answer), target, trials, timeout, seed, **more).run()
 
 
-def main(storage: str, trials: str, pause: str = "0.001") -> None:
-    found = search(
-        study_in(storage), trials=int(trials), items=24, answer=Formulas(pause=float(pause))
-    )
+def main(storage: str, trials: str, pause: str = "0.001", waits: str = "") -> None:
+    study = study_in(storage)
+    if waits:
+        print("ready", flush=True)
+        sys.stdin.readline()
+    found = search(study, trials=int(trials), items=24, answer=Formulas(pause=float(pause)))
     told = {"new": found.new, "ended": found.ended, "failure": str(found.failure or "")}
     sys.stdout.write(json.dumps({**told, "finished": len(found.finished)}) + "\n")
 

@@ -20,7 +20,7 @@ from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from apdcli.errors import OutputError, UsageError
-from apdcli.tune.sampler import key_of
+from apdcli.tune.sampler import key_of, stored_distributions
 from apdcli.tune.storage import default_storage, open_storage, shown
 from apdcli.tune.study import TakenError, open_study
 from tests.tune.synthetic import IDENTITY, search, setup, study_in
@@ -29,9 +29,10 @@ ROOT = Path(__file__).parents[2]
 KINDS = ("t.db", "t.log")
 
 
-def worker(storage: object, trials: int, pause: float = 0.001, **more: Any) -> Any:
+def worker(storage: object, trials: int, pause: float = 0.001, *flags: str, **more: Any) -> Any:
     """One process of a search."""
-    command = [sys.executable, "-m", "tests.tune.synthetic", str(storage), str(trials), str(pause)]
+    arguments = (str(storage), str(trials), str(pause), *flags)
+    command = [sys.executable, "-m", "tests.tune.synthetic", *arguments]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, **more
     )
@@ -39,19 +40,25 @@ def worker(storage: object, trials: int, pause: float = 0.001, **more: Any) -> A
 
 def wait_for(trials: int, storage: Path, process: Any) -> None:
     """Until so many settings are measured."""
-    for _ in range(400):
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
         time.sleep(0.05)
         if process.poll() is not None:
             raise AssertionError(f"it ended early: {process.communicate()}")
         if storage.exists() and storage.stat().st_size and study_in(storage).count() >= trials:
             return
-    raise AssertionError("nothing was measured in 20 s")
+    raise AssertionError("too little was measured in 120 s")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_three_processes_share_one_search(tmp_path: Path, kind: str) -> None:
     storage, trials = tmp_path / kind, 15
-    processes = [worker(storage, trials, 0.004) for _ in range(3)]
+    processes = [worker(storage, trials, 0.004, "waits", stdin=subprocess.PIPE) for _ in range(3)]
+    for process in processes:  # who starts late may find nothing left to do
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
     told = []
     for process in processes:
         out, err = process.communicate(timeout=120)
@@ -131,6 +138,23 @@ def test_a_trial_that_was_taken_for_dead_is_left_to_others(tmp_path: Path) -> No
     found = search(study, trials=7)
     assert dict(trial.params) in [dict(c.values) for c in found.finished]
     assert other.free_stale() == 0
+
+
+@pytest.mark.parametrize("stored", [0, 1, 3])
+def test_a_setting_taken_by_a_process_that_dies_at_once_waits_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: int
+) -> None:
+    """It has written that it took it, and so many of its values, and not yet who it is."""
+    study = study_in(tmp_path / "t.db")
+    study._study.ask(dict(list(stored_distributions(study.space).items())[:stored]))
+    assert study.free_stale() == 0, "it may be about to say so"
+    monkeypatch.setattr("apdcli.tune.study._UNCLAIMED_S", 0)
+    assert study.free_stale() == 1
+    wanted = [key_of(study.space, values) for values in setup().first]
+    found = search(study, trials=len(wanted), prune=False)
+    assert sorted(map(str, (key_of(study.space, c.values) for c in found.finished))) == sorted(
+        map(str, wanted)
+    )
 
 
 def test_a_full_disk_keeps_what_was_measured(tmp_path: Path) -> None:
