@@ -158,7 +158,7 @@ class TurnRequest(Request):
         events = decode(
             canvas, strategy, models, stop_ids=self.shared.stop_ids, interrupted=interrupted
         )
-        events = with_room(events, device, f"{canvas.end} positions")
+        events = with_room(events, device, f"{canvas.end} positions", self.pair.dtype)
         began = canvas.cursor  # where the last finished step began: behind it all were masks
         at = began
         try:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 
 from apdcli.errors import DeviceError
-from apdcli.load.files import one_line
+from apdcli.load.room import free_bytes, is_full, no_room
+
+__all__ = [
+    "attention_kernels",
+    "check_dtype",
+    "flush_subnormals",
+    "free_bytes",
+    "is_full",
+    "no_room",
+    "resolve_device",
+]
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -96,41 +104,3 @@ def check_dtype(name: str, device: torch.device) -> None:
     if not works:
         other = "float16 or float32" if device.type == "cuda" else "float32"
         raise DeviceError(f"dtype {name!r} is not supported by {device}; use --dtype {other}")
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether torch found no memory. For a CPU's it has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def no_room(error: BaseException, device: torch.device, what: str) -> DeviceError:
-    """The one line for a full device: what was needed, what was free, what to lower.
-
-    Args:
-        error: what torch raised.
-        device: the full one.
-        what: what was to be put there.
-    """
-    needed = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
-    sized = f" (needed {needed.group(1)} more" if needed else f" ({one_line(error)[:120]}"
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        sized += f"; {free / 2**30:.2f} of {total / 2**30:.2f} GiB are free"
-    elsewhere = "" if device.type == "cpu" else " or --device cpu"
-    return DeviceError(
-        f"{device} has no room for {what}{sized}); lower --max-tokens or -M, "
-        f"shorten the prompt, or use --dtype bfloat16{elsewhere}"
-    )
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that can be taken on a device now; None where the system does not say."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + unused)
-    try:  # Linux
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None

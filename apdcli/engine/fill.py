@@ -75,7 +75,7 @@ class FillRequest(Request):
             models,
             interrupted=interrupted,
         )
-        return with_room(events, pair.device, f"{len(self.ids)} positions")
+        return with_room(events, pair.device, f"{len(self.ids)} positions", pair.dtype)
 
     def summarize(self, steps: Sequence[StepEvent], last: Finished) -> Filled:
         """The result of the steps taken so far."""

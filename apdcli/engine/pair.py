@@ -75,6 +75,11 @@ class LoadedPair:
         return self.denoiser.model.embed_tokens.weight.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the denoiser computes in."""
+        return self.denoiser.model.embed_tokens.weight.dtype
+
+    @property
     def context(self) -> int:
         """Positions that prompt and answer may take together."""
         nets = (self.denoiser, self.verifier)
@@ -93,7 +98,8 @@ class LoadedPair:
         except RuntimeError as error:
             if not is_full(error):
                 raise
-            raise no_room(error, self.device, f"the caches of {capacity} positions") from error
+            what = f"the caches of {capacity} positions"
+            raise no_room(error, self.device, what, self.dtype) from error
 
     def prompt_ids(
         self,

@@ -104,7 +104,7 @@ class Request:
             stop_ids=self.shared.stop_ids,
             interrupted=interrupted,
         )
-        events = with_room(events, device, f"{canvas.end} positions")
+        events = with_room(events, device, f"{canvas.end} positions", self.pair.dtype)
         return self._until_stop_string(events) if self.stop else events
 
     def result(self, events: Sequence[StepEvent | Finished]) -> Generation:
@@ -198,7 +198,10 @@ class Request:
 
 
 def with_room(
-    events: Iterator[StepEvent | Finished], device: torch.device, what: str
+    events: Iterator[StepEvent | Finished],
+    device: torch.device,
+    what: str,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[StepEvent | Finished]:
     """The events; a device that runs out of memory ends them with a DeviceError."""
     try:
@@ -206,7 +209,7 @@ def with_room(
     except RuntimeError as error:
         if not is_full(error):
             raise
-        raise no_room(error, device, what) from error
+        raise no_room(error, device, what, dtype) from error
 
 
 def prepare(

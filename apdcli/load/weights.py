@@ -18,6 +18,7 @@ from apdcli.errors import DeviceError, ModelError
 from apdcli.load.files import one_line
 from apdcli.load.layout import Layout, check_layout, damaged, read_config
 from apdcli.load.quantize import check_quantize, empty_layers, fill
+from apdcli.load.room import free_bytes, is_full, no_room_for_weights
 from apdcli.models.quantized import QuantizedLinear
 from apdcli.models.quantized_packed import pack
 from apdcli.models.transformer import Transformer
@@ -57,10 +58,17 @@ def load_transformer(
         net = Transformer(layout.config)
         if quantize != "none":
             empty_layers(net, quantize)
+    free: int | None = None
     try:
+        free = free_bytes(device)
         _fill(net, layout, device, wanted)
         net.refresh_rope(device, _rope_dtype(layout, wanted))
     except (torch.OutOfMemoryError, RuntimeError, AssertionError) as error:
+        if is_full(error):
+            source = str(layout.folder)
+            raise no_room_for_weights(
+                source, layout.config, device, wanted, quantize, free
+            ) from error
         raise DeviceError(
             f"{layout.folder}: cannot be loaded on {device} ({one_line(error)[:200]})"
         ) from error

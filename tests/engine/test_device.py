@@ -11,7 +11,7 @@ from torch import Tensor
 import apdcli
 from apdcli.decode.types import Finished, StepEvent
 from apdcli.engine.batch import run_batch
-from apdcli.engine.device import check_dtype, flush_subnormals, no_room
+from apdcli.engine.device import check_dtype, flush_subnormals, is_full, no_room
 from apdcli.engine.pair import load_pair
 from apdcli.engine.session import prepare, with_room
 from apdcli.errors import DeviceError
@@ -33,6 +33,31 @@ def test_a_full_device_says_what_was_needed_and_what_to_lower() -> None:
         next(guarded)
     assert "\n" not in str(e.value)
     assert "\n" not in str(no_room(RuntimeError("two\nlines"), torch.device("cpu"), "it"))
+
+
+@pytest.mark.parametrize(("dtype", "offered"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_a_smaller_format_is_offered_where_it_is_smaller(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, offered: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**30, 79 * 2**30))
+    said = str(no_room(FULL, torch.device("cuda", 0), "1,024 positions", dtype))
+    assert "(needed 2.50 GiB more; 3.00 of 79.00 GiB are free); lower --max-tokens or -M" in said
+    assert said.endswith("use --dtype bfloat16 or --device cpu" if offered else "use --device cpu")
+    assert ("--dtype" in said) is offered
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FULL,
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+)
+def test_every_way_to_say_full_is_known(error: Exception) -> None:
+    assert is_full(error)
+    assert not is_full(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_other_errors_pass() -> None:

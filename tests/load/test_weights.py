@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from apdcli.bench.sizes import SHAPES
 from apdcli.errors import DeviceError
+from apdcli.load import weights
 from apdcli.load.layout import check_layout
-from apdcli.load.weights import load_transformer
+from apdcli.load.room import no_room_for_weights
+from apdcli.load.weights import load_transformer, read_config
 from apdcli.models.cache import KVCache
+from apdcli.models.formats import planned_bytes, unfit
 from apdcli.models.names import weight_shapes
 from apdcli.models.transformer import Transformer, rope_table
 from tests.load.conftest import DATA
 
 Copy = Callable[[str], Path]
 DREAM = DATA / "hub_dream"
+PAIR = Path(weights.__file__).parents[1] / "demo" / "pair"
 
 
 def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -229,3 +235,47 @@ def test_qwen2_after_crop_equals_transformers(qwen: Any) -> None:
 
 def test_check_layout_accepts_what_load_accepts() -> None:
     assert check_layout(DATA / "apd" / "denoiser").dtypes == ("float32",)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quantize", "uses"),
+    [
+        ("float32", "none", "--quantize int8, --dtype bfloat16 or another model"),
+        ("bfloat16", "none", "--quantize int8 or another model"),
+        ("bfloat16", "int8", "--quantize int4 or another model"),
+        ("bfloat16", "int4", "another model"),
+    ],
+)
+def test_a_device_that_is_full_says_what_the_weights_need(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, quantize: str, uses: str
+) -> None:
+    place, placed = weights._place, []
+
+    def full_at_the_third(*args: Any) -> None:
+        placed.append(args[1])
+        if len(placed) == 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
+        if quantize == "none":
+            place(*args)
+
+    monkeypatch.setattr(weights, "_place", full_at_the_third)
+    monkeypatch.setattr(weights, "free_bytes", lambda device: 5 * 2**20)
+    monkeypatch.setattr(weights, "check_quantize", lambda *args: None)  # wants torchao
+    folder = PAIR / "denoiser"
+    with pytest.raises(DeviceError) as e:
+        load_transformer(folder, dtype=dtype, quantize=quantize)
+    size = planned_bytes(read_config(folder), quantize, getattr(torch, dtype).itemsize)
+    assert str(e.value) == (
+        f"{folder}: cpu has no room for it: its weights need {size / 2**30:.2f} GiB in "
+        f"{dtype if quantize == 'none' else quantize} and 0.00 GiB were free; use {uses}"
+    )
+    assert len(placed) == 3
+
+
+def test_a_format_that_does_not_fit_is_not_offered() -> None:
+    config = replace(SHAPES["tiny"].denoiser, hidden_size=40, head_dim=10)
+    assert unfit(config, "int4") is not None
+    cuda = torch.device("cuda", 1)
+    said = str(no_room_for_weights("here", config, cuda, torch.bfloat16, "int8", None))
+    assert said.endswith("GiB in int8; use another --device")
+    assert said.startswith("here: cuda:1 has no room for it: its weights need ")
