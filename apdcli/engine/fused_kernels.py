@@ -5,7 +5,7 @@ no others with every numpy.
 """
 
 # Triton's functions are no Python functions: their arguments are pointers and tensors of its own.
-# mypy: disable-error-code="import-not-found,no-untyped-def,untyped-decorator"
+# mypy: disable-error-code="no-untyped-call,no-untyped-def,untyped-decorator"
 
 from __future__ import annotations
 
@@ -113,15 +113,16 @@ def accepted(
     parts = triton.cdiv(vocab, block * blocks)
     value = d.new_empty(rows - 1, parts)
     id_ = torch.empty(rows - 1, parts, dtype=torch.int32, device=d.device)
-    best_of_part[(rows - 1, parts)](
-        d, a, count, value, id_, d.stride(0), a.stride(0), vocab, weight, 1.0 - weight,
-        PARTS=parts, BLOCKS=blocks, BLOCK=block, num_warps=WARPS,
-    )  # fmt: skip
     out = torch.empty_like(count)
     high = min(ROWS, triton.next_power_of_2(rows - 1))
-    agreeing_prefix[(1,)](
-        value, id_, draft, count, out,
-        PARTS=parts, CELLS=triton.next_power_of_2(parts), ROWS=high,
-        BLOCKS=triton.cdiv(rows - 1, high), num_warps=WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(d):  # where Triton launches; without CUDA nothing
+        best_of_part[(rows - 1, parts)](
+            d, a, count, value, id_, d.stride(0), a.stride(0), vocab, weight, 1.0 - weight,
+            PARTS=parts, BLOCKS=blocks, BLOCK=block, num_warps=WARPS,
+        )  # fmt: skip
+        agreeing_prefix[(1,)](
+            value, id_, draft, count, out,
+            PARTS=parts, CELLS=triton.next_power_of_2(parts), ROWS=high,
+            BLOCKS=triton.cdiv(rows - 1, high), num_warps=WARPS,
+        )  # fmt: skip
     return out

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from apdcli.engine import fused
+from apdcli.engine.device import attention_kernels
 from apdcli.engine.eager import EagerDenoiser, EagerVerifier
 from apdcli.engine.fast import FastDenoiser, FastModel, FastVerifier, forbid
 from apdcli.engine.static import (
@@ -42,6 +43,8 @@ from apdcli.models.transformer import Transformer
 
 # How far a graph's first logits may be from the eager engine's, in units of their spread.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
+# Rows of them that are compared at once.
+_ROWS = 8
 
 
 class GraphModel(FastModel):
@@ -59,6 +62,7 @@ class GraphModel(FastModel):
         fitting = [b for b in spare if b.cache.capacity >= needed_for(capacity)]
         self.buffers = fitting[0] if fitting else Buffers.allocate(self.packed, capacity)
         spare[:] = fitting[1:]  # smaller ones would only take room
+        self.buffers.forbid(banned, self._banned_ids)
         self.cache = self.buffers.cache
         self.cache.crop(0)
         # The head up to the last id that may be produced, and on to a round number of columns.
@@ -84,7 +88,8 @@ class GraphModel(FastModel):
         Args: see :meth:`FastModel.outputs`.
         """
         ids = tokens[start:].to(self._head.device)
-        hidden = self.packed.hidden(ids, start, self.cache, first - start, last - start)
+        with attention_kernels(self._head.device):
+            hidden = self.packed.hidden(ids, start, self.cache, first - start, last - start)
         return torch.mm(hidden, self._wide)
 
     def _logits(self, tokens: Tensor, start: int, first: int, last: int) -> Tensor | None:
@@ -98,8 +103,9 @@ class GraphModel(FastModel):
                 raw = self._raw(tokens, start, first, last)
                 into = self.buffers.rows(bucket(len(raw)) or len(raw), raw.shape[1])
                 made = into[: len(raw), : len(self.banned)].copy_(raw[:, : len(self.banned)])
-                return forbid(made, self._banned_ids)
-            return self._replay_logits(tokens, start, first, last)
+                return forbid(made, self._banned_ids).to(self.banned.device)
+            replayed = self._replay_logits(tokens, start, first, last)
+            return None if replayed is None else replayed.to(self.banned.device)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -108,19 +114,19 @@ class GraphModel(FastModel):
 
     def _replay_logits(self, tokens: Tensor, start: int, first: int, last: int) -> Tensor | None:
         """The same by a graph; None where its first result is wrong."""
-        buffers, vocab, banned = self.buffers, len(self.banned), self._banned_ids
+        buffers, vocab = self.buffers, len(self.banned)
         padded, rows, keys = self._load(tokens, start, first, last)
         packed, head = self.packed, self._wide  # not self, whom the graph would keep alive
         into = buffers.rows(rows, head.shape[1])
 
         def logits() -> Tensor:
             answer(packed, buffers, head, padded, rows, keys, into)
-            return forbid(into[:, :vocab], banned)
+            return forbid(into[:, :vocab], buffers.banned_ids)
 
         run, new = self._recorded((padded, rows, keys), logits)
         made = run()[: last - first]
         self.cache.length = len(tokens)
-        if new and not self._close(made, self._eager(tokens, start, first)):
+        if new and not self._close(made, self._eager(tokens, start, first, last)):
             self._fail("a graph's first result is not the eager engine's")
             return None
         return made
@@ -135,9 +141,10 @@ class GraphModel(FastModel):
         self.buffers.load(tokens, start, first, draft)
         return padded, rows, self.buffers.keys(len(tokens))
 
-    def _eager(self, tokens: Tensor, start: int, first: int) -> Tensor:
-        """What the eager engine gives for the outputs from position `first` on."""
-        raise NotImplementedError
+    def _eager(self, tokens: Tensor, start: int, first: int, last: int) -> Tensor:
+        """The eager engine's hidden states [last - first, hidden] of those outputs."""
+        self.crop(start)
+        return self._run(tokens, start)[first - start : last - start]
 
     def _recorded(self, key: Hashable, function: Function) -> tuple[Function, bool]:
         """A replayable `function`, and whether it was recorded just now."""
@@ -148,12 +155,25 @@ class GraphModel(FastModel):
         self.buffers.graphs[key] = made
         return made, True
 
-    def _close(self, mine: Tensor, eager: Tensor) -> bool:
-        """Whether logits [n, vocab or more] agree as far as their dtype lets them."""
-        kept = (~self.banned).nonzero().flatten()
-        mine, eager = mine[:, kept].float(), eager[:, kept].float()
-        difference = (mine - eager).pow(2).mean().sqrt()
-        return bool(difference <= TOLERANCE[self.packed.embedding.dtype] * eager.std().clamp_min(1))
+    def _close(self, mine: Tensor, hidden: Tensor) -> bool:
+        """Whether logits [n, vocab or more] are the eager head's, as far as their dtype lets them.
+
+        A few rows at a time: in float32 all of them are the largest array of a step.
+
+        Args:
+            mine: the logits.
+            hidden: [n, hidden] of the eager engine.
+        """
+        kept = (~self.banned).nonzero().flatten().to(mine.device)
+        off, sum_, squares = torch.zeros(3, dtype=torch.float64, device=mine.device)
+        for at in range(0, len(mine), _ROWS):
+            eager = self.net.head(hidden[at : at + _ROWS])[:, kept].float()
+            off += (mine[at : at + _ROWS, kept].float() - eager).pow(2).sum()
+            sum_ += eager.sum()
+            squares += eager.pow(2).sum()
+        count = len(mine) * len(kept)
+        spread = (squares / count - (sum_ / count).pow(2)).clamp_min(1).sqrt()
+        return bool((off / count).sqrt() <= TOLERANCE[self.packed.embedding.dtype] * spread)
 
 
 class GraphDenoiser(GraphModel, FastDenoiser):
@@ -170,9 +190,6 @@ class GraphDenoiser(GraphModel, FastDenoiser):
             if made is not None:
                 return made
         return EagerDenoiser.logits(self, tokens, start, first, keep_after=keep_after)
-
-    def _eager(self, tokens: Tensor, start: int, first: int) -> Tensor:
-        return EagerDenoiser.logits(self, tokens, start, first + self.lookback)
 
 
 class GraphVerifier(GraphModel, FastVerifier):
@@ -194,10 +211,6 @@ class GraphVerifier(GraphModel, FastVerifier):
             self.crop(start)
         return EagerVerifier.logits(self, tokens, first)
 
-    def _eager(self, tokens: Tensor, start: int, first: int) -> Tensor:
-        self.crop(start)
-        return EagerVerifier.logits(self, tokens, first + 1)
-
     def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
         """See the protocol: verify, mix and accept as one graph, for a denoiser of this engine.
 
@@ -208,7 +221,8 @@ class GraphVerifier(GraphModel, FastVerifier):
         place = (d.data_ptr(), d.stride(), d.shape[1])
         stands, self._place = self._place == place, place
         short = len(tokens) - start <= BUCKETS[-1] and _padded_rows(d) is not None
-        if not self.broken and stands and short and d.device == self.banned.device:
+        here = d.device == self._head.device == draft.device
+        if not self.broken and stands and short and here:
             try:
                 accepted = self._replay(tokens, start, first, draft, d, weight)
             except torch.OutOfMemoryError:
@@ -247,7 +261,7 @@ class GraphVerifier(GraphModel, FastVerifier):
             counted = accepted.clone()
             mine = answer(packed, buffers, head, padded, rows, keys)[: len(draft) - 1]
             expected = fused.plain(d, mine, draft, count, weight)
-            if not self._close(mine, self._eager(tokens, start, first)):
+            if not self._close(mine, self._eager(tokens, start, first, len(tokens))):
                 self._fail("a graph's first result is not the eager engine's")
                 return None
             if not torch.equal(counted, expected):

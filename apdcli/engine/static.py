@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apdcli.decode.sampling import NEVER
+from apdcli.engine import layer as layers
+from apdcli.engine.device import attention_kernels
 from apdcli.models.cache import KVCache
 from apdcli.models.packed import Packed, PackedLayer
 
@@ -68,7 +70,7 @@ def record(function: Function, device: torch.device, pool: Any) -> Function:
     """
     if device.type != "cuda":
         return function
-    with torch.cuda.device(device):
+    with torch.cuda.device(device), attention_kernels(device):
         # Warm-up compiles kernels and allocates workspaces, which must not be recorded. Always on
         # the same stream: a matrix library keeps a workspace for every stream that it has seen.
         aside = _aside(torch.cuda.current_device())
@@ -78,7 +80,9 @@ def record(function: Function, device: torch.device, pool: Any) -> Function:
             function()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=aside):
+        # What another thread asks of the device is no part of it, and no fault.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode=mode):
             made = function()
 
     def replay() -> Tensor:
@@ -113,6 +117,8 @@ class Buffers:
         up: [largest bucket] int64, 0, 1, 2, ...
         cos, sin: [positions, head_dim]; `sin` negative in its first half.
         logits: [rows, columns] float32, the denoiser's answer; grows when more rows are asked for.
+        banned: [vocab] bool, the ids that the graphs' logits may not hold.
+        banned_ids: [k] int64, the same. The graphs read it: it lives as long as they.
         graphs: by what was recorded, the function that runs it again.
         pool: the memory of what is made on the way. All graphs of a stream share one: they run
             one after another, and leave nothing in it.
@@ -127,6 +133,8 @@ class Buffers:
     cos: Tensor
     sin: Tensor
     logits: Tensor
+    banned: Tensor
+    banned_ids: Tensor
     graphs: dict[Hashable, Function] = field(default_factory=dict)
     pool: Any = None
 
@@ -158,8 +166,16 @@ class Buffers:
             cos=cos,
             sin=sin,
             logits=torch.empty(0, 0, device=device),
+            banned=torch.empty(0, dtype=torch.bool),
+            banned_ids=ids(0),
             pool=pool,
         )
+
+    def forbid(self, banned: Tensor, banned_ids: Tensor) -> None:
+        """Take over which ids may not be produced: graphs recorded for others are dropped."""
+        if banned is not self.banned:
+            self.graphs.clear()
+            self.banned, self.banned_ids = banned, banned_ids
 
     def load(self, tokens: Tensor, start: int, first: int, draft: Tensor | None = None) -> None:
         """Fill the buffers for a forward: two copies, or three with a draft; nothing waits.
@@ -242,7 +258,7 @@ def answer(
     for weights, k, v in zip(packed.layers, b.cache.keys, b.cache.values, strict=True):
         x = run(weights, x, window, k[0], v[0])
     wanted = (b.up[:rows] + first).clamp_max_(padded - 1)
-    hidden = packed.rms(x[wanted], packed.norm)
+    hidden = layers.norm(packed, x[wanted], packed.norm)
     if into is None:
         return torch.mm(hidden, head)
     if isinstance(head, Tensor) and head.dtype == into.dtype:
@@ -255,11 +271,9 @@ def run_layer(
 ) -> Tensor:
     """One layer: x [T, hidden] is written over; k and v [kv_heads, capacity, head_dim] filled."""
     keys = window.mask.shape[1]
-    q, own_k, own_v = packed.project(weights, x, window.cos, window.sin)
-    k.index_copy_(1, window.positions, own_k)
-    v.index_copy_(1, window.positions, own_v)
+    q = layers.queries(packed, weights, x, window, k, v)
     attended = _attend(packed, q, k[:, :keys], v[:, :keys], window.mask)
-    return packed.mlp(weights, x.addmm_(attended, weights.out))
+    return layers.mlp(packed, weights, x.addmm_(attended, weights.out))
 
 
 def _mask(packed: Packed, positions: Tensor, end: Tensor, keys: int) -> Tensor:

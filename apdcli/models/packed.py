@@ -337,10 +337,12 @@ class Packed:
         q [heads, T, head_dim], k and v [kv_heads, keys, head_dim] -> [T, heads * head_dim].
         """
         length = q.shape[1]
-        if allowed is None and not is_causal:
+        if not is_causal:
             # Heads that share keys, as more queries of one head: torch 2.8 has no fast kernel on
-            # a CPU that knows of groups.
+            # a CPU that knows of groups, and CUDA none that takes a mask and knows of them.
             q = q.reshape(self.kv_heads, -1, self.head_dim)
+            if allowed is not None:
+                allowed = allowed.repeat(self.heads // self.kv_heads, 1)
         out = F.scaled_dot_product_attention(
             q[None],
             k[None],

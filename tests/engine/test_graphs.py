@@ -7,9 +7,11 @@ the memory that they ran on. Whatever Python decided while recording stays decid
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -27,7 +29,7 @@ from apdcli.decode.loop import decode
 from apdcli.decode.params import make_params
 from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Finished, Pair, StepEvent
-from apdcli.engine import fused, graphs, static
+from apdcli.engine import fast, fused, graphs, static
 from apdcli.engine.choice import make_models
 from apdcli.engine.eager import banned_ids
 from apdcli.engine.graphs import GraphDenoiser, GraphVerifier
@@ -137,12 +139,17 @@ class Made:
 
 
 def generation(
-    nets: Nets, engine: str, prompt: list[int], strategy: str = "apd", **values: Any
+    nets: Nets,
+    engine: str,
+    prompt: list[int],
+    strategy: str = "apd",
+    banned: Tensor = BANNED,
+    **values: Any,
 ) -> tuple[Made, Iterator[StepEvent | Finished]]:
     given = APD if strategy == "apd" else {}
     shared, params = make_params(strategy, **{"max_tokens": 24, **given, **values})
     canvas = Canvas.blank(prompt, shared.max_tokens, MASK)
-    pair = make_models(engine, nets.denoiser, nets.verifier, BANNED, canvas.end)
+    pair = make_models(engine, nets.denoiser, nets.verifier, banned, canvas.end)
     chosen = make_strategy(strategy, shared, params)
     return Made(pair), decode(canvas, chosen, pair, stop_ids=frozenset({EOS}))
 
@@ -178,6 +185,74 @@ def test_recorded_kernels_give_the_eager_events(
         assert mine.events == made(nets, "eager", prompt, strategy, **values).events
     recorded = [*mine.denoiser.buffers.graphs, *mine.verifier.buffers.graphs]
     assert recorded
+
+
+def test_graphs_of_one_generation_forbid_what_the_next_one_may_not_say(
+    own: Nets, nets: Nets, prompts: list[list[int]]
+) -> None:
+    first = made(own, "graphs", prompts[0])
+    said = {id_ for event in first.events[:-1] for _, id_ in event.committed}  # type: ignore[union-attr]
+    silent = BANNED.clone()
+    silent[list(said - {EOS})] = True
+    del first
+    mine = made(own, "graphs", prompts[0], banned=silent)
+    assert mine.events == made(nets, "eager", prompts[0], banned=silent).events
+    assert not own.denoiser.packed.graphs_failed  # type: ignore[union-attr]
+
+
+class Reads(TorchDispatchMode):
+    """Notes the memory that operations read and that none of them made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, weakref.ref[Any]] = {}
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in self._made:
+                name = f"{func.name()} of {tuple(x.shape)} at {x.untyped_storage().data_ptr()}"
+                self.found.setdefault(name, weakref.ref(x.untyped_storage()))
+        self._made |= places(out) - places((args, kwargs))
+        return out
+
+
+class Replayed:
+    """A recording that holds its function until it is let go, as a CUDA graph does at once."""
+
+    def __init__(self, function: Callable[[], Tensor]) -> None:
+        self.function: Callable[[], Tensor] | None = function
+
+    def __call__(self) -> Tensor:
+        assert self.function is not None
+        return self.function()
+
+
+def test_what_graphs_read_lives_as_long_as_they(
+    own: Nets, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph holds no tensor: what it reads must be held by what holds the graph."""
+    read: list[Reads] = []
+
+    def record(function: Callable[[], Tensor], device: object, pool: object) -> Replayed:
+        with Reads() as reads:
+            function()
+        read.append(reads)
+        return Replayed(function)
+
+    monkeypatch.setattr(graphs, "record", record)
+    mine = made(own, "graphs", prompts[0], banned=BANNED.clone())
+    recorded = [*mine.denoiser.buffers.graphs.values(), *mine.verifier.buffers.graphs.values()]
+    assert len(recorded) == len(read) > 1
+    for replayed in recorded:
+        replayed.function = None  # type: ignore[attr-defined]
+    del mine
+    fast._places.cache_clear()
+    gc.collect()
+    assert own.denoiser.packed.spare_buffers  # type: ignore[union-attr]
+    gone = [name for reads in read for name, memory in reads.found.items() if memory() is None]
+    assert gone == []
 
 
 def test_a_prompt_longer_than_any_graph(own: Nets, nets: Nets) -> None:
