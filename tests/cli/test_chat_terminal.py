@@ -89,14 +89,19 @@ class Person:
     def type(self, text: str) -> None:
         self.child.send(text)
 
-    def say(self, text: str, enter: str = "\r") -> None:
-        """At the prompt, which must be the last line."""
+    def mark(self) -> None:
+        """From here on, look below the prompt, which must be the last line."""
         self.said_at = len(self.lines()) - 1
-        self.type(text + enter)
+
+    def say(self, text: str) -> None:
+        """A line at the prompt."""
+        self.mark()
+        self.type(text + "\r")
 
     def leave(self) -> None:
         """Ctrl-C on an empty line, and Ctrl-D as soon as the hint is there."""
-        self.say("\x03", enter="")
+        self.mark()
+        self.type("\x03")
         self.wait("Ctrl-D")
         self.type("\x04")
         rest, status = finish(self.child)
@@ -231,15 +236,17 @@ def test_an_interrupt_from_elsewhere_at_the_prompt_is_ctrl_c(
     person = Person(environ, "-p", profile, size=(80, 24))
     for count in (1, 2):  # the next one hints again
         person.ready()
+        person.mark()
         person.child.kill(signal.SIGINT)
         person.wait("Ctrl-D or /bye leaves")
         person.ready()
         assert sum("Ctrl-D or /bye leaves" in line for line in person.lines()) == count
     person.type("dropped")
     person.wait(IDLE + "dropped")
+    person.mark()
     person.child.kill(signal.SIGINT)
     person.ready()
-    person.type(TALK[0] + "\r")
+    person.say(TALK[0])
     person.wait("tokens/s")
     person.ready()
     person.leave()
