@@ -4,12 +4,15 @@ A weight is integer times scale: at 8 bits one scale a row, at 4 bits a scale an
 every 32 inputs, two integers a byte. A product turns a block of rows to floating point, small
 enough to stay in a processor's cache, multiplies, and forgets it. On a CPU in bfloat16 torch's own
 integer kernels do it instead, once a first result of theirs has been compared with the plain one.
+On CUDA they do not: there torch's product of int8 makes every output by itself, without tensor
+cores, and reads the weights again for every row of the input (aten/src/ATen/native/cuda/int8mm.cu).
 Knows nothing of files, nor of how the integers are chosen: that is `load.quantize`.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import ClassVar, TypeVar
 
@@ -19,8 +22,9 @@ from torch import Tensor, nn
 from apdcli.models.formats import GROUP, KERNEL_ROWS
 from apdcli.models.transformer import Transformer
 
-# Weights in floating point at a time: so many fit into a CPU's cache; a GPU wants few launches.
-_CPU_BLOCK, _BLOCK = 2**21, 2**26
+# Weights in floating point at a time: so many fit into a CPU's cache; a GPU wants few launches, and
+# the largest matrix of a layer of 7 or 8 billion weights (18,944 x 3,584) in one piece.
+_CPU_BLOCK, _BLOCK = 2**21, 72 * 2**20
 _KERNEL_ERROR = 0.03  # in units of the result's spread; bfloat16 keeps 8 bits
 
 
@@ -72,18 +76,20 @@ class QuantizedLinear(nn.Module):
         return out.view(*x.shape[:-1], self.out_features)
 
     def product(self, x: Tensor) -> Tensor:
-        """x [rows, in] W^T -> [rows, out], without the bias; by blocks of W."""
+        """x [rows, in] W^T -> [rows, out], a row behind the other, without the bias; by blocks of W."""
         block = _CPU_BLOCK if x.device.type == "cpu" else _BLOCK
-        step = max(64, block // self.in_features)
-        if step >= self.out_features:
+        pieces = math.ceil(self.out_features * self.in_features / block)
+        if pieces == 1:
             whole = x.new_empty(self.out_features, self.in_features)
             return self._scaled(torch.mm(x, self._floats(0, whole).t()))
-        out = x.new_empty(self.out_features, x.shape[0])
+        step = max(64, math.ceil(self.out_features / pieces))
+        out = x.new_empty(x.shape[0], self.out_features)
         scratch = x.new_empty(step, self.in_features)
         for begin in range(0, self.out_features, step):
-            rows = out[begin : begin + step]
-            torch.mm(self._floats(begin, scratch[: len(rows)]), x.t(), out=rows)
-        return self._scaled(out.t())
+            columns = out[:, begin : begin + step]
+            weights = self._floats(begin, scratch[: columns.shape[1]])
+            torch.mm(x, weights.t(), out=columns)
+        return self._scaled(out)
 
     def _floats(self, begin: int, into: Tensor) -> Tensor:
         """Rows of W from `begin` on, as many as `into` [rows, in] holds; it is returned."""
@@ -212,7 +218,7 @@ def weight_bytes(net: Transformer) -> int:
 
 
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Where torch's integer kernels are the faster way: elsewhere they were slower by far."""
+    """Where torch's integer kernels are the faster way: elsewhere they are slower by far."""
     return device.type == "cpu" and dtype == torch.bfloat16
 
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import warnings
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import apdcli
+from apdcli.bench.shapes import random_pair
+from apdcli.bench.sizes import SHAPES
+from apdcli.decode.params import make_params
+from apdcli.decode.types import StepEvent
+from apdcli.engine import fused
 from apdcli.engine.batch import run_batch
 from apdcli.engine.choice import resolve_engine
 from apdcli.engine.fast import FastDenoiser
 from apdcli.engine.pair import LoadedPair
-from apdcli.engine.session import prepare
+from apdcli.engine.session import Request, prepare
 from apdcli.load.settings import resolve_settings
+from apdcli.models import quantized
 from apdcli.models.quantized import quantization_of
 from apdcli.tasks.identity import pair_digest
 
@@ -96,3 +107,37 @@ def test_a_denoiser_alone() -> None:
     assert torch.equal(kept, made.isfinite())
     error = (exact - made)[kept].pow(2).mean().sqrt() / exact[kept].std()
     assert 0 < error < 0.05
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs triton and TRITON_INTERPRET=1",
+)
+def test_the_kernels_read_what_a_head_of_its_own_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verifier's head is of integers and goes by blocks: no reason to do without Triton."""
+    tiny = SHAPES["tiny"]
+    assert tiny.verifier is not None
+    verifier = replace(tiny.verifier, tied=False)
+    shapes = replace(tiny, verifier=verifier)
+    monkeypatch.setattr(quantized, "_CPU_BLOCK", 128 * verifier.hidden_size)
+    seen: list[tuple[int, ...]] = []
+    kernels = fused.by_triton
+
+    def noted(d: Tensor, a: Tensor, *rest: Any) -> Tensor:
+        seen.append(a.stride())
+        return kernels(d, a, *rest)
+
+    monkeypatch.setattr(fused, "by_triton", noted)
+    pair = random_pair(shapes, torch.device("cpu"), torch.float32, quantize=("none", "int8"))
+    assert quantization_of(pair.verifier) == "int8"  # type: ignore[arg-type]
+    own = make_params("apd", max_tokens=24, mixture_weight=0.0, max_lookahead=12)
+    made = []
+    for engine in ("graphs", "eager"):
+        request = Request(replace(pair, engine=engine), (5, 6, 7), "apd", *own)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            made.append([e for e in request.events() if isinstance(e, StepEvent)])
+    assert [e.committed for e in made[0]] == [e.committed for e in made[1]]
+    assert seen
+    assert all(stride[1] == 1 for stride in seen)
+    assert fused.usable(pair.device)

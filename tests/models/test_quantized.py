@@ -111,6 +111,8 @@ def test_a_product_is_that_of_the_integers(
     made = layer(x)
     assert made.shape == (2, 3, 150)
     torch.testing.assert_close(made.double(), expected, atol=1e-5, rtol=1e-5)
+    # A head's product goes to kernels that read rows.
+    assert layer.product(x[0]).is_contiguous()
 
 
 @pytest.mark.parametrize("kind", KINDS)
