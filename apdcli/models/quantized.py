@@ -76,7 +76,7 @@ class QuantizedLinear(nn.Module):
         return out.view(*x.shape[:-1], self.out_features)
 
     def product(self, x: Tensor) -> Tensor:
-        """x [rows, in] W^T -> [rows, out], a row behind the other, without the bias; by blocks of W."""
+        """x [rows, in] W^T -> [rows, out], row behind row, without the bias; by blocks of W."""
         block = _CPU_BLOCK if x.device.type == "cpu" else _BLOCK
         pieces = math.ceil(self.out_features * self.in_features / block)
         if pieces == 1:
