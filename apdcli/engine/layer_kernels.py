@@ -15,12 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Entries a thread holds of an array: one load of 16 bytes of a 16-bit dtype, two of float32.
+# Entries a thread reads of an array: one load of 16 bytes of a 16-bit dtype, two of float32.
 ENTRIES = 8
-# Positions a program of `turn` takes, by halves of a head: of 128, a load a thread with 4 warps.
-ROWS = 16
-# Columns a program of `gate` takes.
-BLOCK = 1024
+# Entries a program reads of an array: few enough for all multiprocessors to have some. A norm needs
+# whole rows.
+BLOCK, NORM_BLOCK = 1024, 4096
 
 
 @triton.jit
@@ -33,8 +32,8 @@ def _rotated(x, other, cos, sin):
 @triton.jit(do_not_specialize=["length"])
 def turn(
     joined, cos, sin, positions, q, k, v, stride, head_stride, row_stride, length,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Program (rows, head): rotate a head of q or k, and put it or a head of v where it belongs.
 
@@ -81,16 +80,17 @@ def turn(
             tl.store(own + HALF, high, mask=valid)
 
 
-@triton.jit
-def gate(both, stride, width, BLOCK: tl.constexpr):
-    """Program (row, block): silu(gate) * up, over the gate.
+@triton.jit(do_not_specialize=["rows"])
+def gate(both, stride, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Program (rows, columns): silu(gate) * up, over the gate.
 
     Args:
         both: [rows, 2 * width], rows `stride` apart: the gate, then what it lets through.
     """
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    here = both + tl.program_id(0).to(tl.int64) * stride + column
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    inside = (row < rows) & (column < width)
+    here = both + row.to(tl.int64) * stride + column
     x = tl.load(here, mask=inside, other=0.0)
     up = tl.load(here + width, mask=inside, other=0.0)
     wide = x.to(tl.float32)
@@ -98,22 +98,22 @@ def gate(both, stride, width, BLOCK: tl.constexpr):
     tl.store(here, (open_.to(tl.float32) * up.to(tl.float32)).to(x.dtype), mask=inside)
 
 
-@triton.jit
-def norm(x, weight, out, stride, width, eps, COLUMNS: tl.constexpr):
-    """Program (row): x to unit root mean square, times the weight; x is read once.
+@triton.jit(do_not_specialize=["rows"])
+def norm(x, weight, out, stride, rows, width, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Program (rows): x to unit root mean square, times the weight; x is read once.
 
     Args:
         x: [rows, width], rows `stride` apart; weight: [width]; out: [rows, width].
         COLUMNS: the power of two that holds `width`.
     """
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, COLUMNS)
-    inside = column < width
-    entries = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(entries * entries, 0) / width + eps)
-    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    made = (entries * scale * factor).to(out.dtype.element_ty)
-    tl.store(out + row * width + column, made, mask=inside)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, COLUMNS)[None, :]
+    inside = (row < rows) & (column < width)
+    from_, into = x + row.to(tl.int64) * stride + column, out + row * width + column
+    entries = tl.load(from_, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(entries * entries, 1) / width + eps)[:, None]
+    factor = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
+    tl.store(into, (entries * scale * factor).to(out.dtype.element_ty), mask=inside)
 
 
 def turned(
@@ -132,13 +132,13 @@ def turned(
         raise ValueError("keys and values must stand alike, a head's entries side by side")
     heads = joined.shape[1] // size - 2 * kv_heads
     q = joined.new_empty(heads, length, size)
-    columns = triton.next_power_of_2(size // 2)
+    rows, columns = tile(size // 2, BLOCK)
     with torch.cuda.device_of(joined):  # where Triton launches; without CUDA nothing
-        turn[(triton.cdiv(length, ROWS), heads + 2 * kv_heads)](
+        turn[(triton.cdiv(length, rows), heads + 2 * kv_heads)](
             joined, cos, sin, positions, q, k, v,
             joined.stride(0), k.stride(0), k.stride(1), length,
-            HEADS=heads, KV_HEADS=kv_heads, HALF=size // 2, COLUMNS=columns, ROWS=ROWS,
-            num_warps=warps(ROWS * columns), enable_fp_fusion=False,
+            HEADS=heads, KV_HEADS=kv_heads, HALF=size // 2, ROWS=rows, COLUMNS=columns,
+            num_warps=warps(rows * columns), enable_fp_fusion=False,
         )  # fmt: skip
     return q
 
@@ -146,28 +146,36 @@ def turned(
 def gated(both: Tensor) -> Tensor:
     """both [T, 2 * width] -> silu(first half) * second [T, width], written over the first."""
     both = both.contiguous()
-    rows, width = len(both), both.shape[1] // 2
+    length, width = len(both), both.shape[1] // 2
+    rows, columns = tile(width, BLOCK)
     with torch.cuda.device_of(both):
-        gate[(rows, triton.cdiv(width, BLOCK))](
-            both, both.stride(0), width, BLOCK=BLOCK, num_warps=warps(BLOCK), enable_fp_fusion=False
-        )
+        gate[(triton.cdiv(length, rows), triton.cdiv(width, columns))](
+            both, both.stride(0), length, width,
+            ROWS=rows, COLUMNS=columns, num_warps=warps(rows * columns), enable_fp_fusion=False,
+        )  # fmt: skip
     return both[:, :width]
 
 
 def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`transformer.RMSNorm` of x [T, hidden], rounded once."""
+    """`transformer.RMSNorm` of x [T, hidden], rounded once as `F.rms_norm` does."""
     x = x.contiguous()
-    rows, width = x.shape
+    length, width = x.shape
     out = torch.empty_like(x)
-    columns = triton.next_power_of_2(width)
+    rows, columns = tile(width, max(NORM_BLOCK, triton.next_power_of_2(width)))
     with torch.cuda.device_of(x):
-        norm[(rows,)](
-            x, weight, out, x.stride(0), width, eps,
-            COLUMNS=columns, num_warps=warps(columns), enable_fp_fusion=False,
+        norm[(triton.cdiv(length, rows),)](
+            x, weight, out, x.stride(0), length, width, eps,
+            ROWS=rows, COLUMNS=columns, num_warps=warps(rows * columns), enable_fp_fusion=False,
         )  # fmt: skip
     return out
 
 
+def tile(width: int, entries: int) -> tuple[int, int]:
+    """(rows, columns), powers of two, of a program with so many entries of rows of `width`."""
+    columns = min(triton.next_power_of_2(width), entries)
+    return entries // columns, columns
+
+
 def warps(entries: int) -> int:
-    """How many warps a program of so many entries, a power of two, is given."""
+    """How many warps a program of so many entries is given."""
     return max(1, min(16, entries // (32 * ENTRIES)))
