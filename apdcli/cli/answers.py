@@ -18,6 +18,7 @@ from apdcli.errors import OutputError, UsageError, reason
 from apdcli.load.appending import append, lock
 
 _PLACES = ("device", "dtype", "engine")  # another machine may go on
+_DTYPES = ("denoiser_dtype", "verifier_dtype")  # as asked for; "auto" is the machine's own
 
 
 class Answers(Protocol):
@@ -108,13 +109,16 @@ class AnswersFile:
         if settings is None or "error" in record:
             return
         before, now = comparable(record.get("settings")), comparable(settings)
-        for name in (*now, *before):
-            old, new = before.get(name), now.get(name)
-            if old != new:
-                raise UsageError(
-                    f"{self.path} was made with {name} = {old!r}, and now it is {new!r} "
-                    f"(line {line.number}); {mend}"
-                )
+        changed = [name for name in (*now, *before) if before.get(name) != now.get(name)]
+        if changed:
+            old, new = before.get(changed[0]), now.get(changed[0])
+        else:
+            changed, old, new = _other_dtype(record.get("settings", {}), settings)
+        if changed:
+            raise UsageError(
+                f"{self.path} was made with {changed[0]} = {json.dumps(old)}, and now it is "
+                f"{json.dumps(new)} (line {line.number}); {mend}"
+            )
 
     def begin(self, following: Line | None) -> None:
         """Take away the half-written line at its end: it must be that of the line to answer next.
@@ -179,11 +183,29 @@ class AnswersFile:
 def comparable(settings: Any) -> dict[str, Any]:
     """The values that decide what an answer is, of settings as --json has them."""
     table = json.loads(json.dumps(settings, default=str)) if isinstance(settings, dict) else {}
+    table.setdefault("raw", {"value": False})  # as in files of versions that did not tell
     return {
         name: entry["value"]
         for name, entry in table.items()
         if not name.endswith(_PLACES) and not (name == "seed" and entry.get("from") == "default")
     }
+
+
+def _other_dtype(
+    made: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[list[str], Any, Any]:
+    """Which dtype was asked for differently (none, or its name), what was asked, and what is now.
+
+    Left to itself it is the machine's, and another machine may go on. What somebody asks for is
+    kept: in another dtype the same line may get another text. To ask for what "auto" came to is
+    no change.
+    """
+    for name in _DTYPES:
+        old, new = (table.get(name, {}).get("value") for table in (made, settings))
+        came_to = made.get("dtype", {}).get("value") if old == "auto" else old
+        if None not in (old, new) and new not in (old, came_to):
+            return [name], came_to, new
+    return [], None, None
 
 
 def _failed(path: str, error: OSError) -> OutputError:

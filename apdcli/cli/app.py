@@ -28,7 +28,8 @@ from the profile, then from the defaults shown.
 Many prompts: --input FILE answers each line of a text, or of JSON Lines with "prompt" or
 "messages" (and "id", "temperature", ... for that line alone), as JSON Lines in the same order.
 Run again with the same --output, it goes on where it stopped. A line that is wrong gets
-{"error": ...} and the status is 1.
+{"error": ...} and the status is 1. Without a seed each line draws with its own, which its
+settings tell; --seed N is that of every line.
 
 \b
 Examples:

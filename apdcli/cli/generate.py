@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from apdcli.cli import options
 from apdcli.cli.context import Context
 from apdcli.cli.main import INTERRUPTED
+from apdcli.cli.many_options import batch_size, check_many
 from apdcli.cli.outputs import check_apart, check_picture_name, check_writable
 from apdcli.cli.prompt import STDIN, read_prompt
+from apdcli.cli.raw import RAW_IS_ALL, told
 from apdcli.cli.variables import note_unknown
 from apdcli.decode.params import make_params
 from apdcli.errors import ParameterError, UnknownParameterError, UsageError
@@ -91,6 +93,8 @@ class Job:
         hint = options.help_hint(cls.command)
         if values["quiet"] and values["verbose"]:
             raise UsageError(f"-q and -v exclude each other; {hint}")
+        if values.get("raw") and values.get("system"):
+            raise UsageError(f"--raw and -s/--system exclude each other: {RAW_IS_ALL}; {hint}")
         export = values["export"]
         if export is not None:
             check_picture_name(export, hint)
@@ -102,9 +106,9 @@ class Job:
         if piped:
             own["input"] = STDIN
         if "batch_size" in own:
-            own["batch_size"] = _batch_size(own["batch_size"], own["input"], hint)
+            own["batch_size"] = batch_size(own["batch_size"], own["input"], hint)
         if own.get("input") is not None:
-            _check_many(prompt, own, hint, piped=piped)
+            check_many(prompt, own, hint, piped=piped)
         return cls(prompt=prompt, flags=options.read_values(values, cls.command), **own)
 
     @property
@@ -120,6 +124,10 @@ class Job:
         _check_together(settings)
         return profile, settings
 
+    def told(self, settings: Settings) -> Settings:
+        """The settings as the answer's are told: whether the template was used is among them."""
+        return told(settings, raw=self.raw)
+
     def read(self, context: Context) -> str:
         """The text to decode from."""
         return read_prompt(self.prompt, context, raw=self.raw)
@@ -132,34 +140,6 @@ class Job:
         return request, Layout(len(request.prompt_ids), heading=text)
 
 
-def _batch_size(text: str | None, input: str | None, hint: str) -> int | Literal["auto"]:
-    """What --batch-size says."""
-    if text is None:
-        return "auto"
-    if input is None:
-        raise UsageError(f"--batch-size goes with --input; {hint}")
-    if text == "auto":
-        return "auto"
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise UsageError(f"--batch-size {text}: it must be an integer >= 1 or auto; {hint}")
-    return int(text)
-
-
-def _check_many(prompt: str | None, own: Mapping[str, Any], hint: str, *, piped: bool) -> None:
-    """Refuse what is about one answer where there are many; `piped`: nobody wrote --input."""
-    if prompt is not None and not prompt == own["input"] == STDIN:
-        brings = (
-            "--jsonl reads prompts from standard input" if piped else "--input brings the prompts"
-        )
-        raise UsageError(
-            f"{brings}, so PROMPT does not go with it; a text for all of them goes into --system; "
-            f"{hint}"
-        )
-    for name in ("trace", "export"):
-        if own[name] is not None:
-            raise UsageError(f"--{name} is of one answer and does not go with --input; {hint}")
-
-
 def run(job: Job, context: Context) -> int:
     """Do the job; returns the exit status."""
     note_unknown(context, quiet=job.quiet, verbose=job.verbose)
@@ -169,7 +149,7 @@ def run(job: Job, context: Context) -> int:
         return many.run(job, context)
     profile, settings = resolve(job, context)
     try:
-        return _run(job, context, profile, settings)
+        return _run(job, context, profile, job.told(settings))
     finally:
         context.signals.release()
 

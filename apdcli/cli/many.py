@@ -20,6 +20,7 @@ from apdcli.cli.context import Context
 from apdcli.cli.lines import Asked, Line, Source, id_of, open_source, read_line
 from apdcli.cli.main import INTERRUPTED
 from apdcli.cli.progress import Progress
+from apdcli.cli.raw import RAW_IS_ALL, brings_system, told
 from apdcli.errors import ApdError, InputError, ParameterError, UsageError
 from apdcli.render.terminal import is_terminal
 from apdcli.words import plural
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from apdcli.load.profile import Profile
     from apdcli.load.settings import Settings
 
+_SEEDS = 2**32
 _TOGETHER = 1024  # lines of a file that are checked before the first of them is decoded
 
 
@@ -108,7 +110,8 @@ class _Many:
         """Read a line and settle everything that it asks, without a model."""
         try:
             asked = read_line(line, self.source.json_lines)
-            return _Checked(line, asked, self._settings(asked))
+            settings = self._settings(asked, line.number)
+            return _Checked(line, asked, self._told(asked, settings))
         except ApdError as error:
             return _Checked(line, error, None)
 
@@ -159,7 +162,27 @@ class _Many:
             )
         return 0
 
-    def _settings(self, asked: Asked) -> Settings:
+    def _raw(self, asked: Asked) -> bool:
+        return self.job.raw if asked.raw is None else asked.raw
+
+    def _told(self, asked: Asked, settings: Settings) -> Settings:
+        """The settings as the answer tells them; what the line itself says must be used."""
+        raw = self._raw(asked)
+        if asked.settings.get("system"):
+            if raw:
+                raise InputError(f"raw and system exclude each other: {RAW_IS_ALL}")
+            if brings_system(asked.prompt):
+                raise InputError("both system and a system message in messages: give one")
+        return told(settings, raw=raw, prompt=asked.prompt)
+
+    def _brought(self, asked: Asked) -> set[str]:
+        """Names of the settings that are as the line says."""
+        own = set(asked.settings)
+        own |= {"raw"} if asked.raw is not None else set()
+        unused = self.settings.system and (asked.raw or brings_system(asked.prompt))
+        return own | ({"system"} if unused else set())
+
+    def _settings(self, asked: Asked, number: int) -> Settings:
         """The run's settings with those of the line in their place."""
         from apdcli.load.profile import check_strategy
         from apdcli.load.settings import Setting, Settings
@@ -175,7 +198,8 @@ class _Many:
                 raise
             check_strategy(self.profile, settings.strategy)
         if settings["seed"].origin == "default" and settings.draws:
-            settings = Settings({**settings.table, "seed": Setting(self.seed, "default")})
+            seed = (self.seed + number) % _SEEDS  # equal prompts are answered differently
+            settings = Settings({**settings.table, "seed": Setting(seed, "default")})
         return settings
 
     def _load(self) -> LoadedPair:
@@ -200,9 +224,8 @@ class _Many:
         if isinstance(asked, ApdError) or checked.settings is None:
             assert isinstance(asked, ApdError)
             return asked
-        raw = self.job.raw if asked.raw is None else asked.raw
         try:
-            return prepare(pair, asked.prompt, checked.settings, raw=raw)
+            return prepare(pair, asked.prompt, checked.settings, raw=self._raw(asked))
         except ApdError as error:
             return error
 
@@ -211,14 +234,14 @@ class _Many:
 
         asked, line = checked.asked, checked.line
         record: dict[str, Any] = dict(line.head)
-        own: Mapping[str, Any] = asked.settings if isinstance(asked, Asked) else {}
         record |= id_of(line, self.source.json_lines)
         if isinstance(result, ApdError):
             record["error"] = " ".join(str(result).split())
             tokens = 0
         else:
             assert checked.settings is not None
-            record |= envelope(result, checked.settings, pair, own)
+            assert isinstance(asked, Asked)
+            record |= envelope(result, checked.settings, pair, self._brought(asked))
             tokens = len(result.token_ids)
         with self.progress.aside():
             self.answers.write(record)
@@ -228,12 +251,12 @@ class _Many:
 
 
 def _run_seed(file: AnswersFile | None) -> int:
-    """One seed for all lines that sample: that of the answers there are already, else a new one."""
+    """What the seeds of lines that sample count from: as in the answers there are, else anew."""
     for record in [] if file is None else file.finished:
         seed = record.get("settings", {}).get("seed", {})
         if seed.get("from") == "default" and _samples(record["settings"]):
-            return int(seed["value"])
-    return secrets.randbelow(2**32)
+            return (int(seed["value"]) - int(record["line"])) % _SEEDS
+    return secrets.randbelow(_SEEDS)
 
 
 def _samples(table: Mapping[str, Any]) -> bool:

@@ -21,7 +21,8 @@ from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Finished, FinishReason, StepEvent
 from apdcli.engine.device import is_full, no_room
 from apdcli.engine.pair import LoadedPair
-from apdcli.errors import ParameterError, PromptError, UnknownParameterError
+from apdcli.errors import ParameterError, PromptError, UnknownParameterError, UsageError
+from apdcli.load.chat_template import as_messages
 from apdcli.load.profile import check_strategy
 from apdcli.load.settings import Settings, resolve_settings
 
@@ -273,7 +274,8 @@ def generate(pair: LoadedPair, prompt: Prompt, *, raw: bool = False, **settings:
     Raises:
         ParameterError, UnknownParameterError: naming the field, and the range or the known names.
         PromptError: the prompt is empty or leaves no room in the context.
-        UsageError: an unknown strategy, or one that needs a verifier which the profile lacks.
+        UsageError: an unknown strategy, or one that needs a verifier which the profile lacks; a
+            system message that would not be used.
     """
     request = request_of(pair, prompt, raw, settings)
     return request.result(list(request.events()))
@@ -286,9 +288,20 @@ def request_of(pair: LoadedPair, prompt: Prompt, raw: bool, settings: Mapping[st
         raise ParameterError("raw", raw, "True or False")
     # What was tuned for a device holds where the pair really is, whatever its profile asks for.
     flags = {**settings, **dict.fromkeys(_OF_LOADING), "device": str(pair.device)}
+    _refuse_system(settings.get("system"), prompt, raw)
     resolved = resolve_settings(pair.profile, flags, {})
     refuse_loading(settings, resolved)
     return prepare(pair, prompt, resolved, raw=raw)
+
+
+def _refuse_system(system: object, prompt: Prompt, raw: bool) -> None:
+    """Refuse a system message that would not be used."""
+    if not system:
+        return
+    if raw:
+        raise UsageError("system does not go with raw=True: a raw text stands as it is")
+    if not isinstance(prompt, str) and any(m["role"] == "system" for m in as_messages(prompt)):
+        raise UsageError("the messages hold a system message, and system gives another: give one")
 
 
 def check_pair(pair: object) -> None:

@@ -151,8 +151,9 @@ def test_a_run_goes_on_where_it_stopped(apd: Apd, profile: Path, tmp_path: Path)
         assert healed[:kept] == whole[:kept]
         assert [a["line"] for a in answers(healed)] == [1, 2, 3, 4, 5]
         if kept:  # the seed that was drawn goes on, too
-            seeds = {a["settings"]["seed"]["value"] for a in answers(healed) if "text" in a}
-            assert len(seeds) == 1
+            drawn = [(a["line"], a["settings"]["seed"]) for a in answers(healed) if "text" in a]
+            assert {seed["from"] for _, seed in drawn} == {"default"}
+            assert len({(seed["value"] - line) % 2**32 for line, seed in drawn}) == 1
             assert [a.get("text") for a in answers(healed)] == [
                 a.get("text") for a in answers(whole)
             ]
@@ -186,6 +187,82 @@ def test_an_output_of_something_else_is_left_alone(apd: Apd, profile: Path, text
     assert "4 answers and" in refused(*args, "-n", 6)
     texts.write_text("\n".join(["other", *PROMPTS[1:]]))
     assert "answers another input" in refused(*args, "-n", 6)
+
+
+def test_raw_and_a_dtype_that_is_asked_for_are_not_mixed(
+    apd: Apd, profile: Path, texts: Path
+) -> None:
+    args = ("generate", "-p", profile, "--input", texts, "-n", 4, "-o", "out.jsonl")
+    out = texts.parent / "out.jsonl"
+    assert apd(*args).status == 0
+    one, *others = out.read_bytes().splitlines(keepends=True)
+    assert json.loads(one)["settings"]["raw"] == {"value": False, "from": "default"}
+    out.write_bytes(one)
+
+    def complaint(*more: object) -> str:
+        before = out.read_bytes()
+        ran = apd(*args, *more)
+        assert (ran.status, out.read_bytes()) == (2, before)
+        return ran.complaint
+
+    assert "was made with raw = false, and now it is true (line 1)" in complaint("--raw")
+    other = complaint("--dtype", "bfloat16")
+    assert 'with denoiser_dtype = "float32", and now it is "bfloat16"' in other
+    assert apd(*args, "--dtype", "float32").status == 0  # what auto came to
+    assert [a["text"] for a in answers(out.read_bytes())] == [
+        a["text"] for a in answers(b"".join([one, *others]))
+    ]
+    asked = answers(out.read_bytes())[1]
+    out.write_bytes(
+        json.dumps({**asked, **{k: json.loads(one)[k] for k in ("line", "input")}}).encode() + b"\n"
+    )
+    assert 'with denoiser_dtype = "float32", and now it is "auto"' in complaint()
+    told = json.loads(one)  # of a version that did not tell
+    del told["settings"]["raw"]
+    out.write_text(json.dumps(told) + "\n")
+    assert "with raw = false" in complaint("--raw")
+    assert apd(*args).status == 0
+
+
+def test_each_line_draws_for_itself(apd: Apd, profile: Path, tmp_path: Path) -> None:
+    path = jsonl(tmp_path, *[{"prompt": "hello"}] * 3, {"prompt": "hello", "seed": 5})
+    args = ("generate", "-p", profile, "--input", path, "-n", 12, "-t", 1.5)
+    found = answers(apd(*args).raw)
+    assert len({a["text"] for a in found}) == 4
+    pair = apdcli.load_pair(profile)
+    for answer in found:  # what it was drawn with gives it again, alone
+        seed = answer["settings"]["seed"]["value"]
+        alone = apdcli.generate(pair, "hello", max_tokens=12, temperature=1.5, seed=seed)
+        assert answer["token_ids"] == alone.token_ids
+    given = answers(apd(*args, "--seed", 7).raw)
+    assert [a["settings"]["seed"]["value"] for a in given] == [7, 7, 7, 5]
+    assert len({a["text"] for a in given[:3]}) == 1
+
+
+def test_a_system_message_is_used_or_not_told(apd: Apd, profile: Path, tmp_path: Path) -> None:
+    own = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    path = jsonl(
+        tmp_path,
+        {"prompt": "hello"},
+        {"messages": own},
+        {"prompt": "hello", "raw": True},
+        {"messages": own, "system": "Q"},
+        {"prompt": "hello", "raw": True, "system": "Q"},
+    )
+    ran = apd("generate", "-p", profile, "--input", path, "-n", 2, "-s", "Z")
+    first, second, third, fourth, fifth = answers(ran.raw)
+    assert first["settings"]["system"] == {"value": "Z", "from": "flag"}
+    assert second["settings"]["system"] == {"value": None, "from": "line"}
+    assert third["settings"]["system"] == {"value": None, "from": "line"}
+    assert third["settings"]["raw"] == {"value": True, "from": "line"}
+    assert "system message in messages: give one" in fourth["error"]
+    assert "raw and system exclude each other" in fifth["error"]
+    ran = apd("generate", "-p", profile, "--raw", "-s", "Z", "hello")
+    assert ran.status == 2
+    assert "--raw and -s/--system exclude each other" in ran.complaint
+    everywhere = {"APD_SYSTEM": "Z"}
+    ran = apd("generate", "-p", profile, "--raw", "-n", 2, "--json", "hello", environ=everywhere)
+    assert json.loads(ran.out)["settings"]["system"]["value"] is None
 
 
 def test_two_at_once_do_not_write_to_one_file(apd: Apd, profile: Path, texts: Path) -> None:

@@ -216,3 +216,14 @@ def test_a_short_name_of_another_strategy_is_told_nothing(pair: apdcli.LoadedPai
     with pytest.raises(apdcli.UnknownParameterError) as caught:
         apdcli.generate(pair, "x", strategy="left_to_right", R=1)
     assert "mean mixture_weight" not in str(caught.value)
+
+
+def test_a_system_message_that_would_not_be_used_is_refused(pair: apdcli.LoadedPair) -> None:
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    for call in CALLS:
+        with pytest.raises(apdcli.UsageError, match="system does not go with raw=True"):
+            call(pair, "hi", raw=True, system="Z")
+        with pytest.raises(apdcli.UsageError, match="the messages hold a system message"):
+            call(pair, messages, system="Z")
+    unused = apdcli.generate(pair, "hi", raw=True, system="", max_tokens=1)
+    assert unused.prompt_tokens == apdcli.generate(pair, "hi", raw=True, max_tokens=1).prompt_tokens
