@@ -18,7 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apdcli.models.config import ModelConfig
-from apdcli.models.packed import Packed
+from apdcli.models.packed import NEVER, Packed
+
+# To what a padded forward rounds up the longest of its spans, beyond the last of these to a
+# multiple of it, and its keys to a multiple of KEYS: some kernels are planned anew for each shape.
+LENGTHS = (1, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
+KEYS = 256
+_ALIGNED = 8  # kernels that take a mask like multiples of it, and copy any other
 
 
 class RowCache:
@@ -28,7 +34,7 @@ class RowCache:
 
     Attributes:
         capacity: positions there is room for in each row.
-        keys, values: [layers, rows, kv_heads, capacity, head_dim].
+        keys, values: [layers, rows, kv_heads, capacity and a few more, head_dim].
         lengths: for each row, the positions [0, length) that are valid; the rest is never read.
     """
 
@@ -43,7 +49,8 @@ class RowCache:
     ) -> None:
         self.capacity = capacity
         self.lengths = [0] * rows
-        self._shape = (config.num_layers, rows, config.num_kv_heads, capacity, config.head_dim)
+        room = _up(capacity, _ALIGNED)
+        self._shape = (config.num_layers, rows, config.num_kv_heads, room, config.head_dim)
         self._zeros = partial(torch.zeros, device=device, dtype=dtype)
 
     @cached_property
@@ -123,9 +130,12 @@ def hidden_rows(
     device = net.embedding.device
     if padded is None:
         padded = device.type == "cuda"
-    attention: _Attention = (_Padded if padded else _Each)(net, cache, spans)
-    cos, sin = _rope(net, spans)
-    wanted = torch.tensor(_packed_places(spans), device=device)
+    places = _Places.of(spans, cache, device)
+    attention: _Attention
+    attention = _Padded(net, cache, spans, places) if padded else _Each(net, cache, spans)
+    tables = net.rope(0, max(span.end for span in spans))
+    cos, sin = (table[places.position] for table in tables)
+    wanted = places.wanted
     x = F.embedding(torch.cat([span.tokens for span in spans]).to(device), net.embedding)
     for index, layer in enumerate(net.layers):
         q, k, v = net.project(layer, x, cos, sin)
@@ -139,21 +149,64 @@ def hidden_rows(
     return net.rms(x, net.norm)
 
 
-def _rope(net: Packed, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [P, head_dim] as `Packed.project` takes them."""
-    tables = net.rope(0, max(span.end for span in spans))
-    cos, sin = (torch.cat([t[span.start : span.end] for span in spans]) for t in tables)
-    return cos, sin
+@dataclass(frozen=True)
+class _Places:
+    """Where everything of a forward stands, on the network's device.
+
+    Attributes:
+        row, place, position: [P] int64, of each packed position: its row, its place in the span,
+            and in the text.
+        wanted: [W] int64, which of the packed positions are asked for.
+        start, end: [rows] int64, of each row up to the last one asked: where its span begins, and
+            one past the last key it sees; a row without a span sees nothing.
+    """
+
+    row: Tensor
+    place: Tensor
+    position: Tensor
+    wanted: Tensor
+    start: Tensor
+    end: Tensor
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], cache: RowCache, device: torch.device) -> _Places:
+        """In one copy to the device, for which a CUDA host does not wait."""
+        sizes = torch.tensor([len(span.tokens) for span in spans])
+        begins = sizes.cumsum(0) - sizes
+        row = torch.tensor([span.row for span in spans])
+        first = torch.tensor([span.start for span in spans])
+        end = torch.zeros(1 + max(span.row for span in spans), dtype=torch.int64)
+        end[row] = torch.tensor([_visible(cache, span) for span in spans])
+        total, count = sum(len(s.tokens) for s in spans), sum(len(s.wanted) for s in spans)
+        parts = (
+            row.repeat_interleave(sizes, output_size=total),
+            _runs(torch.zeros_like(sizes), sizes, total),
+            _runs(first, sizes, total),
+            _runs(
+                begins + torch.tensor([span.wanted.start for span in spans]),
+                torch.tensor([len(span.wanted) for span in spans]),
+                count,
+            ),
+            torch.zeros_like(end).index_copy_(0, row, first),
+            end,
+        )
+        together = torch.cat(parts)
+        cuda = device.type == "cuda"
+        if cuda:  # read while the host goes on; torch lends this memory again only after that
+            together = together.pin_memory()
+        there = together.to(device, non_blocking=cuda)
+        return cls(*torch.split(there, [len(part) for part in parts]))
 
 
-def _packed_places(spans: Sequence[Span]) -> list[int]:
-    """Where the wanted states of all spans stand among the packed positions."""
-    places: list[int] = []
-    begin = 0
-    for span in spans:
-        places += [begin + place for place in span.wanted]
-        begin += len(span.tokens)
-    return places
+def _runs(starts: Tensor, sizes: Tensor, total: int) -> Tensor:
+    """start, start + 1, ... of each run: starts, sizes [n] int64 -> [total], the sum of sizes."""
+    shift = starts - (sizes.cumsum(0) - sizes)
+    return torch.arange(total) + shift.repeat_interleave(sizes, output_size=total)
+
+
+def _up(size: int, multiple: int) -> int:
+    """The multiple that is next above, or the same."""
+    return -(-size // multiple) * multiple
 
 
 def _visible(cache: RowCache, span: Span) -> int:
@@ -201,33 +254,37 @@ class _Padded:
     never repeated in memory.
     """
 
-    def __init__(self, net: Packed, cache: RowCache, spans: Sequence[Span]) -> None:
+    def __init__(
+        self, net: Packed, cache: RowCache, spans: Sequence[Span], places: _Places
+    ) -> None:
         self.cache = cache
         self.kv_heads = net.kv_heads
-        self.rows = 1 + max(span.row for span in spans)
-        self.longest = max(len(span.tokens) for span in spans)
-        seen = [_visible(cache, span) for span in spans]
-        self.keys = min(-(-max(seen) // 8) * 8, cache.capacity)  # kernels like multiples of 8
-        self.device = net.embedding.device
-        # Where each packed position stands: its row, its place in the span, and in the text.
-        self.row = self._tensor([s.row for s in spans for _ in s.tokens])
-        self.place = self._tensor([p for s in spans for p in range(len(s.tokens))])
-        self.position = self._tensor([p for s in spans for p in range(s.start, s.end)])
-        start, end = [0] * self.rows, [0] * self.rows  # a row without a span sees nothing
-        for span, visible in zip(spans, seen, strict=True):
-            start[span.row], end[span.row] = span.start, visible
-        key = torch.arange(self.keys, device=self.device)
-        mask = (key < self._tensor(end)[:, None])[:, None]  # [rows, 1, keys]
-        if net.net.config.causal:
-            query = self._tensor(start)[:, None] + torch.arange(self.longest, device=self.device)
-            mask = mask & (key <= query[:, :, None])
-        mask = mask.expand(-1, self.longest, -1)[:, None]
-        groups = net.heads // net.kv_heads
-        # [rows, 1, groups * T, keys]
-        self.mask = mask.expand(-1, groups, -1, -1).reshape(self.rows, 1, -1, self.keys)
+        self.rows = len(places.end)
+        longest = max(len(span.tokens) for span in spans)
+        self.longest = next((n for n in LENGTHS if n >= longest), _up(longest, LENGTHS[-1]))
+        seen = max(_visible(cache, span) for span in spans)
+        self.keys = min(_up(seen, KEYS), cache.keys.shape[3])
+        self.row, self.place, self.position = places.row, places.place, places.position
+        self.mask = self._mask(net, places)
+        shape = (self.rows, net.heads, self.longest, net.head_dim)
+        # Of all layers: each writes to the same places, and what lies between is never looked at.
+        self.queries = net.embedding.new_zeros(shape)
 
-    def _tensor(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, device=self.device)
+    def _mask(self, net: Packed, places: _Places) -> Tensor:
+        """[rows, 1, groups * longest, keys]: 0 where a query may look, -inf where it may not.
+
+        In the weights' dtype, once for all layers: given as booleans, every layer would turn it so.
+        """
+        weight = net.embedding
+        key = torch.arange(self.keys, device=weight.device)
+        seen = (key < places.end[:, None])[:, None]  # [rows, 1, keys]
+        if net.net.config.causal:
+            query = places.start[:, None] + torch.arange(self.longest, device=weight.device)
+            seen = seen & (key <= query[:, :, None])
+        mask = torch.zeros(seen.shape, dtype=weight.dtype, device=weight.device)
+        mask = mask.masked_fill_(~seen, NEVER).expand(-1, self.longest, -1)[:, None]
+        groups = net.heads // net.kv_heads
+        return mask.expand(-1, groups, -1, -1).reshape(self.rows, 1, -1, self.keys)
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
         self.cache.keys[layer][self.row, :, self.position] = k.transpose(0, 1)
@@ -237,13 +294,14 @@ class _Padded:
         self.row, self.place = self.row[wanted], self.place[wanted]
 
     def __call__(self, layer: int, q: Tensor) -> Tensor:
-        heads, asking, size = q.shape
-        padded = q.new_zeros(self.rows, heads, self.longest, size)
-        padded[self.row, :, self.place] = q.transpose(0, 1)
+        _, asking, size = q.shape
+        self.queries[self.row, :, self.place] = q.transpose(0, 1)
         out = F.scaled_dot_product_attention(
-            padded.view(self.rows, self.kv_heads, -1, size),
+            self.queries.view(self.rows, self.kv_heads, -1, size),
             self.cache.keys[layer, : self.rows, :, : self.keys],
             self.cache.values[layer, : self.rows, :, : self.keys],
             attn_mask=self.mask,
         )
-        return out.view(padded.shape)[self.row, :, self.place].view(asking, -1)
+        # Kernels differ in how their result lies in memory: a dimension split is a view of each.
+        by_head = out.view(self.rows, self.kv_heads, -1, self.longest, size)
+        return by_head[self.row, :, :, self.place].reshape(asking, -1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from apdcli.models.cache import KVCache
 from apdcli.models.config import ModelConfig
@@ -96,6 +98,58 @@ def test_every_row_is_as_it_is_alone(causal: bool, padded: bool, data: st.DataOb
         expected = torch.cat([alone[span.row].hidden(span) for span in chosen])
         torch.testing.assert_close(got, expected, **TOLERANCE)
         assert cache.lengths == [row.cache.length for row in alone]
+
+
+LONG = replace(CONFIG, max_positions=1200)
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """(rows, queries, keys) of every attention from here on, by a kernel of another layout.
+
+    CUDA's memory-efficient kernel answers with [rows, T, heads, head_dim], heads and T swapped.
+    """
+    seen: list[tuple[int, int, int]] = []
+    inner = F.scaled_dot_product_attention
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        seen.append((len(q), q.shape[2], k.shape[2]))
+        out: Tensor = inner(q, k, v, **options)
+        return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    return seen
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@torch.inference_mode()
+def test_padded_shapes_are_few_and_change_nothing(
+    causal: bool, shapes: list[tuple[int, int, int]]
+) -> None:
+    """As on CUDA: texts of many lengths, and a kernel whose result lies otherwise in memory."""
+    generator = torch.Generator().manual_seed(0)
+    net = Transformer(replace(LONG, causal=causal, tied=causal, qkv_bias=not causal))
+    net.init_weights(torch.Generator().manual_seed(0), std=0.2)
+    net.eval()
+    fast = packed(net)
+    cache = RowCache(LONG, 3, 701)
+    alone = [KVCache(LONG, 701) for _ in range(3)]
+    forwards = [((0, 30), (1, 41), (2, 7)), ((0, 300), (2, 600))]
+    forwards += [((0, 20 + n), (1, 17), (2, 3 + n)) for n in range(12)]
+    for forward in forwards:
+        made = []
+        for row, size in forward:
+            start = cache.lengths[row] - min(cache.lengths[row], 3)
+            cache.crop(row, start)
+            alone[row].crop(start)
+            ids = torch.randint(0, 40, (size,), generator=generator)
+            made.append(Span(row, ids, start, range(1, size)))
+        got = hidden_rows(fast, cache, made, padded=True)
+        own = (net.hidden(s.tokens[None], s.start, alone[s.row])[0, 1:] for s in made)
+        torch.testing.assert_close(got, torch.cat(list(own)), **TOLERANCE)
+    groups = LONG.num_heads // LONG.num_kv_heads
+    together = {(queries // groups, keys) for rows, queries, keys in shapes if rows == 3}
+    assert together == {(48, 256), (768, 704), (24, 704), (32, 704)}
 
 
 @torch.inference_mode()
