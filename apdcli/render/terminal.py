@@ -141,7 +141,7 @@ def is_terminal(stream: Any) -> bool:
 
 @contextlib.contextmanager
 def no_echo(*streams: Any, keys: bool = False) -> Iterator[Callable[[], None]]:
-    """Keep typed keys, and the ^C of Ctrl-C, from being drawn into the view.
+    """Keep typed keys, and the ^C of Ctrl-C, from being drawn into the view, and the view whole.
 
     The first of the streams that is a terminal names it: keys are drawn also where something else
     is piped in. With `keys` what is typed ahead waits as single keys, not as lines: a Ctrl-D would
@@ -165,6 +165,7 @@ def no_echo(*streams: Any, keys: bool = False) -> Iterator[Callable[[], None]]:
         return
     quiet = [*before[:6], list(before[6])]
     quiet[3] &= ~termios.ECHO
+    quiet[3] |= termios.NOFLSH  # else Ctrl-C throws away what the terminal has yet to show
     if keys:
         quiet[3] &= ~termios.ICANON
         quiet[6][termios.VMIN], quiet[6][termios.VTIME] = 1, 0

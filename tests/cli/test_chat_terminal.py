@@ -17,7 +17,7 @@ import pytest
 
 import apdcli
 from apdcli.chat.sessions import Store
-from tests.cli.test_shell import APD, environ, finish, keeps_output, pexpect
+from tests.cli.test_shell import APD, environ, finish, pexpect
 
 __all__ = ["environ"]  # a fixture
 termios = pytest.importorskip("termios")
@@ -43,16 +43,14 @@ class Person:
         self, environ: dict[str, str], *args: object, size: tuple[int, int], **more: Any
     ) -> None:
         columns, lines = size
-        self.child = keeps_output(
-            pexpect.spawn(
-                APD[0],
-                [*APD[1:], "chat", *map(str, args)],
-                env=environ,
-                dimensions=(lines, columns),
-                encoding="utf-8",
-                timeout=120,
-                **more,
-            )
+        self.child = pexpect.spawn(
+            APD[0],
+            [*APD[1:], "chat", *map(str, args)],
+            env=environ,
+            dimensions=(lines, columns),
+            encoding="utf-8",
+            timeout=120,
+            **more,
         )
         self.screen = pyte.HistoryScreen(columns, lines, history=1000, ratio=0.5)
         self.stream = pyte.Stream(self.screen)

@@ -46,29 +46,15 @@ def start(environ: dict[str, str], *args: object, **streams: Any) -> subprocess.
     return subprocess.Popen([*APD, *map(str, args)], env=environ, **streams)
 
 
-def keeps_output(child: Any) -> Any:
-    """A terminal that shows all that is written to it.
-
-    Others throw away at Ctrl-C and Ctrl-\\ what they were about to show: an answer's last line
-    is lost now and then to whoever presses them several times, and more often on a busy machine.
-    """
-    mode = termios.tcgetattr(child.child_fd)
-    mode[3] |= termios.NOFLSH
-    termios.tcsetattr(child.child_fd, termios.TCSANOW, mode)
-    return child
-
-
 def on_terminal(environ: dict[str, str], *args: object, columns: int = 80, **more: Any) -> Any:
-    return keeps_output(
-        pexpect.spawn(
-            APD[0],
-            [*APD[1:], *map(str, args)],
-            env=environ,
-            dimensions=(24, columns),
-            encoding="utf-8",
-            timeout=120,
-            **more,
-        )
+    return pexpect.spawn(
+        APD[0],
+        [*APD[1:], *map(str, args)],
+        env=environ,
+        dimensions=(24, columns),
+        encoding="utf-8",
+        timeout=120,
+        **more,
     )
 
 

@@ -19,7 +19,7 @@ from apdcli.cli.signals import Signals, Terminated, _terminate
 from tests.cli.seat import TALK, Seat, pair, seat
 from tests.cli.test_chat_terminal import LONG as LONG_CHAT
 from tests.cli.test_chat_terminal import Person, data
-from tests.cli.test_shell import APD, LONG, environ, finish, keeps_output, on_terminal, pexpect
+from tests.cli.test_shell import APD, LONG, environ, finish, on_terminal, pexpect
 
 __all__ = ["data", "environ", "pair", "seat"]  # fixtures
 termios = pytest.importorskip("termios")
@@ -148,10 +148,8 @@ def test_generate_hands_over_what_there_is(environ: dict[str, str], profile: Pat
 
 def test_no_key_is_drawn_where_the_prompt_is_piped(environ: dict[str, str], profile: Path) -> None:
     command = f"echo hello | {shlex.join([*APD, *LONG, '-p', str(profile)])}"
-    child = keeps_output(
-        pexpect.spawn(
-            "sh", ["-c", command], env=environ, dimensions=(24, 80), encoding="utf-8", timeout=120
-        )
+    child = pexpect.spawn(
+        "sh", ["-c", command], env=environ, dimensions=(24, 80), encoding="utf-8", timeout=120
     )
     child.expect("tok/step")
     child.send("x\x03\x03")
@@ -228,6 +226,30 @@ with Signals(), no_echo(sys.stdin):
     )
     child.expect("hangs")
     assert "\x1b[?25h" in quit_and_end(child, "key")
+
+
+def test_ctrl_c_throws_nothing_away_that_is_yet_to_be_shown(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    written = tmp_path / "written"
+    code = f"""
+import pathlib, signal, sys, time
+from apdcli.render.terminal import no_echo
+signal.signal(signal.SIGINT, lambda *_: pathlib.Path({str(written)!r}).write_text("pressed"))
+with no_echo(sys.stdout):
+    print("kept", flush=True)
+    pathlib.Path({str(written)!r}).write_text("")
+    while not pathlib.Path({str(written)!r}).read_text():
+        time.sleep(0.01)
+"""
+    child = pexpect.spawn(APD[0], ["-c", code], env=environ, encoding="utf-8", timeout=60)
+    until = time.monotonic() + 60
+    while not written.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    child.send("\x03")  # nobody has read the line yet
+    while not written.read_text() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert "kept" in finish(child)[0]
 
 
 def test_many_at_the_prompt(environ: dict[str, str], data: Path, profile: Path) -> None:
