@@ -16,6 +16,7 @@ from apdcli.cli.context import Context
 from apdcli.cli.lines import Line
 from apdcli.errors import OutputError, UsageError, reason
 from apdcli.load.appending import append, lock
+from apdcli.render.output_file import given_descriptor, write_all
 
 _PLACES = ("device", "dtype", "engine")  # another machine may go on
 _DTYPES = ("denoiser_dtype", "verifier_dtype")  # as asked for; "auto" is the machine's own
@@ -42,6 +43,8 @@ class StreamedAnswers:
 class AnswersFile:
     """Answers to a file, after those that it holds already; a context manager.
 
+    Where the path names an open file (/dev/stdout), answers are added to it and nothing is read.
+
     Attributes:
         finished: the answers that it holds.
     """
@@ -55,14 +58,18 @@ class AnswersFile:
         """
         self.path = path
         existed = Path(path).exists()
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise _failed(path, error) from error
-        self._fresh = not existed
         self._rest = b""
         self._good = 0
         self.finished: list[dict[str, Any]] = []
+        try:
+            given = given_descriptor(path)
+            self._streams = given is not None
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666) if given is None else given
+        except OSError as error:
+            raise _failed(path, error) from error
+        self._fresh = not existed
+        if self._streams:
+            return
         try:
             if not lock(self._file) or self._removed():
                 raise OutputError(f"another apd is writing to {self.path}")
@@ -144,7 +151,10 @@ class AnswersFile:
         """
         line = json.dumps(record).encode("ascii") + b"\n"
         try:
-            append(self._file, line, self._good)
+            if self._streams:
+                write_all(self._file, line)
+            else:
+                append(self._file, line, self._good)
         except OSError as error:
             raise _failed(self.path, error) from error
         self._good += len(line)
