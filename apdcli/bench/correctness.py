@@ -8,7 +8,7 @@ logits are nearly equal; there the logits themselves are held to a tolerance.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch import Tensor
 
 from apdcli.bench.shapes import random_pair, random_transformer
 from apdcli.bench.sizes import SHAPES, find_shapes
-from apdcli.decode.types import Pair, StepEvent
+from apdcli.decode.types import Finished, Pair, StepEvent
+from apdcli.engine.batch import run_batch
 from apdcli.engine.graphs import TOLERANCE as OF_SPREAD
 from apdcli.engine.pair import LoadedPair, load_pair
 from apdcli.engine.session import Request, prepare
+from apdcli.load.files import one_line
 from apdcli.load.settings import resolve_settings
 from apdcli.models.transformer import Transformer
 
@@ -40,6 +42,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 MAX_TOKENS = 64
 TOLERANCE = 2e-3  # of a logit, in float32: sums are taken in another order
 ENGINES = ("graphs", "fast")
+BATCH, ROWS = "batch", 3  # fewer rows than prompts: one begins where another has ended
 RANDOM = ("tiny", "embedded")  # shapes of random weights
 
 
@@ -51,9 +54,11 @@ def check_correctness(
     Returns:
         generations: how many were compared. different: those whose events differ, each with the
         engine, the setting, the prompt and the first step that does. engines: those that were
-        tried; on a CPU the functions that graphs record are called. fell_back: models of whom a
-        graph failed, so that the eager engine answered. logits: the largest differences between
-        the device's own engine and the CPU, in float32, of the embedded pair and of random tiny
+        tried; on a CPU the functions that graphs record are called; "batch" is the device's own
+        with three rows at once, each of which must do what it does alone, and an `error` in
+        `different` is what one raised. fell_back: models of whom a graph failed, so that the eager
+        engine answered. logits: the largest differences between the device's own engine and the
+        CPU, in float32, of the embedded pair and of random tiny
         models. tolerance: what they may be. equal: no event differs, no logit by more than the
         tolerance, no graph failed.
     """
@@ -61,11 +66,13 @@ def check_correctness(
     reference = load_pair("demo", device="cpu", dtype="float32", engine="eager")
     different: list[dict[str, Any]] = []
     for values in SETTINGS:
+        alone: list[list[StepEvent]] = []
         for prompt in PROMPTS:
             if out_of_time():
                 cut = {"different": different, "reason": "the time was up"}
                 return {**cut, "equal": False} if different else {**cut, "skipped": True}
             expected = _events(reference, prompt, values)
+            alone.append(expected)
             for engine in ENGINES:
                 step = _first_difference(
                     _events(replace(here, engine=engine), prompt, values), expected
@@ -73,13 +80,14 @@ def check_correctness(
                 if step is not None:
                     where = {"engine": engine, "setting": values, "prompt": prompt}
                     different.append({**where, "step": step})
+        different += _batch_differs(here, values, alone)
     fell_back = _fell_back(here)
     logits = {"embedded": _logits_differ(here, reference), "tiny": _tiny_differ(device)}
     equal = not different and not fell_back and max(logits.values()) <= TOLERANCE
     return {
-        "generations": len(SETTINGS) * len(PROMPTS) * len(ENGINES),
+        "generations": len(SETTINGS) * len(PROMPTS) * (len(ENGINES) + 1),
         "engine": here.engine,
-        "engines": list(ENGINES),
+        "engines": [*ENGINES, BATCH],
         "different": different,
         "fell_back": fell_back,
         # JSON knows no infinity: None where one may be produced and the other not.
@@ -155,10 +163,35 @@ def _fell_back(pair: LoadedPair) -> list[str]:
     return [role for role, pack in packs.items() if pack is not None and pack.graphs_failed]
 
 
-def _events(pair: LoadedPair, prompt: str, values: dict[str, Any]) -> list[StepEvent]:
+def _request(pair: LoadedPair, prompt: str, values: dict[str, Any]) -> Request:
     given = {**values, "max_tokens": MAX_TOKENS, "temperature": 0.0}
-    request: Request = prepare(pair, prompt, resolve_settings(pair.profile, given, {}))
-    return [event for event in request.events() if isinstance(event, StepEvent)]
+    return prepare(pair, prompt, resolve_settings(pair.profile, given, {}))
+
+
+def _events(pair: LoadedPair, prompt: str, values: dict[str, Any]) -> list[StepEvent]:
+    return _steps(_request(pair, prompt, values).events())
+
+
+def _steps(events: Iterable[StepEvent | Finished]) -> list[StepEvent]:
+    return [event for event in events if isinstance(event, StepEvent)]
+
+
+def _batch_differs(
+    pair: LoadedPair, values: dict[str, Any], alone: Sequence[Sequence[StepEvent]]
+) -> list[dict[str, Any]]:
+    """The rows of a batch that do not do what they do alone, as `check_correctness` lists them."""
+    where = {"engine": BATCH, "setting": values}
+    requests = [_request(pair, prompt, values) for prompt in PROMPTS]
+    found: list[dict[str, Any]] = []
+    try:
+        for row in run_batch(requests, min(ROWS, len(requests))):
+            step = _first_difference(_steps(row.events), alone[row.index])
+            if row.error is not None or step is not None:
+                found.append({**where, "prompt": PROMPTS[row.index], "step": step})
+    except Exception as error:
+        # Whatever a kernel raises: what the engines were found to do is not lost to it.
+        found.append({**where, "error": f"{type(error).__name__}: {one_line(error)}"})
+    return found
 
 
 def _first_difference(a: Sequence[StepEvent], b: Sequence[StepEvent]) -> int | None:

@@ -182,9 +182,10 @@ def goals(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             add("tokens a second of a causal model its size over apd's", speeds[0] / speeds[1], 0.5)
     if "length" in found:
         add("ms a token at the long text over the short", found["length"].get("ratio"), 1.25)
-    ratios = found.get("batches", {}).get("ratio_of_32_rows_to_1")
-    if ratios:
-        add("tokens a second of batch 1 over those of batch 32", 1 / max(ratios.values()), 0.1)
+    ratios = found.get("batches", {}).get("ratio_of_32_rows_to_1", {})
+    of_apd = [ratio for name, ratio in ratios.items() if name.startswith("apd ")]
+    if of_apd:  # the verifier alone gains more, but no draft is decoded by it
+        add("tokens a second of batch 1 over those of batch 32, apd", 1 / max(of_apd), 0.1)
     if "memory" in found:
         add("memory above the weights over KV + 2 [M, vocab]", found["memory"].get("ratio"), 1.15)
     return made

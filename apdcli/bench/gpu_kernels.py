@@ -1,4 +1,4 @@
-"""Parts of the GPU run that look into a step: the fused choice, attention, models and host."""
+"""Parts of the GPU run that look into a step: the fused choice, models and host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from apdcli.bench.benchmark import cases_of_shapes
 from apdcli.bench.floor import DTYPE_BYTES, ApdStep, floor_s
@@ -21,7 +20,7 @@ from apdcli.decode.strategies.apd import mixture, prefix
 from apdcli.decode.types import AcceptingVerifier, Pair, StepEvent
 from apdcli.engine import fused
 from apdcli.engine.pair import LoadedPair
-from apdcli.engine.static import bucket, record
+from apdcli.engine.static import record
 from apdcli.models.config import ModelConfig
 
 WINDOW = 16  # W
@@ -237,44 +236,6 @@ def _whole_step(stage: Stage, pair: LoadedPair, m: int) -> float | None:
                 taken.append(now - before)
             before = now
     return median(taken[2:])
-
-
-def attention(stage: Stage) -> dict[str, Any]:
-    """One layer's attention at the denoiser's sizes, in seconds.
-
-    masked: as graphs run it, groups as more queries under a mask of floats. repeated_groups: by
-    torch's own handling of groups under a mask of booleans. flash: without a mask, for comparison.
-    """
-    config = stage.shapes.denoiser
-    groups = config.num_heads // config.num_kv_heads
-    length = bucket(LOOKAHEADS[0] + WINDOW + stage.accept - 1) or 128
-    found = []
-    for keys in (256,) if stage.small else (256, 1024, 4096):
-        found.append({"keys": keys, **_attention_times(stage, config, groups, length, keys)})
-    return {"positions": length, "heads": config.num_heads, "attention": found}
-
-
-@torch.inference_mode()
-def _attention_times(
-    stage: Stage, config: ModelConfig, groups: int, length: int, keys: int
-) -> dict[str, Any]:
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, device=stage.device).to(stage.dtype)
-
-    q = random(1, config.num_heads, length, config.head_dim)
-    k, v = (random(1, config.num_kv_heads, keys, config.head_dim) for _ in range(2))
-    allowed = (torch.arange(keys, device=stage.device) < keys - 40).expand(length, keys)
-    floats = torch.zeros(length, keys, device=stage.device, dtype=stage.dtype)
-    floats = floats.masked_fill_(~allowed, NEVER).repeat(groups, 1)
-    grouped = q.reshape(1, config.num_kv_heads, -1, config.head_dim)
-    ways: dict[str, Callable[[], Tensor]] = {
-        "masked_s": lambda: F.scaled_dot_product_attention(grouped, k, v, attn_mask=floats),
-        "repeated_groups_s": lambda: F.scaled_dot_product_attention(
-            q, k, v, attn_mask=allowed, enable_gqa=True
-        ),
-        "flash_s": lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
-    }
-    return {name: best_seconds(way, stage.device, 20) for name, way in ways.items()}
 
 
 @torch.inference_mode()

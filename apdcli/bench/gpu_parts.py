@@ -11,13 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from apdcli.bench.benchmark import cases_of_shapes
-from apdcli.bench.correctness import check_correctness, check_engines
+from apdcli.bench.correctness import ROWS, check_correctness, check_engines
 from apdcli.bench.floor import DTYPE_BYTES
-from apdcli.bench.gpu_arms import compiled, quantized
-from apdcli.bench.gpu_kernels import attention, fused_kernel, profile, steps
+from apdcli.bench.gpu_attention import attention
+from apdcli.bench.gpu_compiled import compiled
+from apdcli.bench.gpu_kernels import fused_kernel, profile, steps
+from apdcli.bench.gpu_quantized import quantized
 from apdcli.bench.gpu_stage import APD, PROMPT_TOKENS, Stage, around, settle
 from apdcli.bench.saving import save_transformer
+from apdcli.engine.batch import run_batch
 from apdcli.engine.choice import resolve_engine
 from apdcli.engine.device import free_bytes
 from apdcli.engine.pair import LoadedPair
@@ -142,6 +147,16 @@ def length(stage: Stage) -> dict[str, Any]:
     return {**found, "ratio": speeds[0] / speeds[1]}
 
 
+COUNTS = (
+    "ratio: the most that tensors took at once on the device (max_memory_allocated: that includes "
+    "the products' workspaces, not what graphs keep reserved between replays) less the weights, "
+    "over kv_bytes, keys and values of both models for all positions of the context, and "
+    "arrays_bytes, two arrays [M, vocab] of float32. reserved_peak_bytes: the most that torch had "
+    "taken from the device for all of it, weights, fragments and graphs included; "
+    "graph_pools_bytes: what of it the graphs' own pools hold at the end"
+)
+
+
 def memory(stage: Stage) -> dict[str, Any]:
     """Memory above the weights at a context of 4,096 against KV and two [M, vocab] arrays.
 
@@ -150,6 +165,10 @@ def memory(stage: Stage) -> dict[str, Any]:
     context = 256 if stage.small else min(4096, stage.context)
     m = answer = 100
     spec = f"{APD},M={m}" if stage.shapes.verifier is not None else f"left_to_right:M={m}"
+    if stage.device.type == "cuda":  # what others let go of is not reserved for this
+        stage.models()
+        gc.collect()
+        torch.cuda.empty_cache()
     found = stage.run([f"memory={spec}"], answer, context - answer, split=False)
     if "settings" not in found:
         return found
@@ -170,9 +189,63 @@ def memory(stage: Stage) -> dict[str, Any]:
         "arrays_bytes": arrays,
         "above_weights_bytes": above,
         "ratio": above / (kv + arrays),
+        "counts": COUNTS,
+        **_reserved(stage.device),
         "buffers": _buffers(stage.models()),
         "free_bytes": free_bytes(stage.device),
     }
+
+
+def _reserved(device: torch.device) -> dict[str, int]:
+    """What torch has taken from a CUDA device, whether tensors fill it or not."""
+    if device.type != "cuda":
+        return {}
+    index = torch.cuda.current_device() if device.index is None else device.index
+    pools = [
+        part["total_size"]
+        for part in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        if part["device"] == index and tuple(part.get("segment_pool_id", (0, 0))) != (0, 0)
+    ]
+    return {
+        "reserved_bytes": torch.cuda.memory_reserved(device),
+        "reserved_peak_bytes": torch.cuda.max_memory_reserved(device),
+        "graph_pools_bytes": sum(pools),
+    }
+
+
+def rows(stage: Stage) -> dict[str, Any]:
+    """A batch at the shapes: every row gives as many tokens as it was asked for, all allowed.
+
+    In float32 they must be those of the row alone; formats of 16 bits may choose otherwise where
+    logits of random weights are nearly equal, so there such rows are only counted.
+    """
+    specs = [f"apd={APD},M=32", "autoregressive"]
+    if stage.shapes.verifier is None:
+        specs = ["left_to_right:M=32"]
+    wanted, allowed = 16, set(stage.models().allowed_ids)
+    contenders = stage.contenders(specs, max_tokens=wanted)
+    cases = cases_of_shapes(
+        stage.shapes, stage.models(), contenders, accept=stage.accept, prompt_tokens=48, prompts=4
+    )
+    found = []
+    for case in cases:
+        requests = [  # of lengths of their own
+            replace(request, prompt_ids=request.prompt_ids[: 48 - 7 * place])
+            for place, request in enumerate(case.requests)
+        ]
+        alone = [request.result(list(request.events())).token_ids for request in requests]
+        made = [row.generation for row in run_batch(requests, ROWS)]
+        ids = [[] if one is None else one.token_ids for one in made]
+        found.append(
+            {
+                "name": case.name,
+                "whole": sum(len(row) == wanted and allowed >= set(row) for row in ids),
+                "unlike": sum(one != other for one, other in zip(ids, alone, strict=True)),
+            }
+        )
+    same = stage.dtype != torch.float32 or all(row["unlike"] == 0 for row in found)
+    whole = all(row["whole"] == len(cases[0].requests) for row in found)
+    return {"rows": ROWS, "settings": found, "equal": same and whole}
 
 
 def _buffers(pair: LoadedPair) -> dict[str, int]:
@@ -194,6 +267,7 @@ PARTS: tuple[tuple[str, Callable[[Stage], dict[str, Any]]], ...] = (
     ("rates", rates),
     ("loading", loading),
     ("memory", memory),  # before others have left their buffers
+    ("rows", rows),
     ("speed", speed),
     ("steps", steps),
     ("length", length),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from apdcli.bench import correctness, gpu, gpu_arms, gpu_kernels, gpu_parts
+from apdcli.bench import (
+    correctness,
+    gpu,
+    gpu_attention,
+    gpu_compiled,
+    gpu_kernels,
+    gpu_parts,
+    gpu_quantized,
+)
 from apdcli.bench.correctness import check_correctness, check_engines
 from apdcli.bench.gpu_stage import Stage
 from apdcli.bench.rates import MeasuredRates
@@ -37,7 +46,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     monkeypatch.setattr(correctness, "SETTINGS", correctness.SETTINGS[::2])
     monkeypatch.setattr(correctness, "MAX_TOKENS", 16)
     monkeypatch.setattr(correctness, "RANDOM", ("tiny",))
-    for module in (gpu_arms, gpu_kernels):
+    for module in (gpu_attention, gpu_compiled, gpu_kernels, gpu_quantized):
         monkeypatch.setattr(module, "LOOKAHEADS", (32, 8))
     monkeypatch.setenv("APD_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(gpu, "OPTIONAL", {"absent": "apdcli.bench.no_such_module"})
@@ -62,12 +71,11 @@ def test_every_part_runs_and_is_written_down(
         **dict.fromkeys(names, "ran"),
         "absent": "absent",
         "fused": "ran" if fused.usable(torch.device("cpu")) else "absent",
-        "quantized": "ran" if importlib.util.find_spec("torchao") else "absent",
     }
     assert list(parts) == names
     assert "no apdcli.bench.no_such_module" in parts["absent"]["reason"]
     assert parts["correctness"]["equal"] is True
-    assert parts["correctness"]["generations"] == 3 * 2
+    assert parts["correctness"]["generations"] == 3 * 3
     assert parts["correctness"]["fell_back"] == parts["engines"]["fell_back"] == []
     assert {(d["dtype"], d["engine"]) for d in parts["engines"]["differences"]} == {
         (dtype, engine)
@@ -90,6 +98,17 @@ def test_every_part_runs_and_is_written_down(
         parts_of = s["denoise_s"], s["verify_and_accept_s"], s["host_s"]
         assert sum(parts_of) == pytest.approx(s["step_s"])
         assert s["floor_denoise_s"] > s["floor_verify_and_accept_s"] > 0
+    (at,) = parts["attention"]["attention"]
+    assert set(at["kernels"]) == {name.lower() for name in gpu_attention.KERNELS}
+    assert set(at["kernels"]["math"]) == {"masked_s", "new_length_s", "new_keys_s", "again_s"}
+    assert at["kernels"]["cudnn_attention"]["cannot"]  # on a CPU
+    assert parts["rows"]["settings"] == [
+        {"name": name, "whole": 4, "unlike": 0} for name in ("apd", "autoregressive")
+    ]
+    for name in gpu_quantized.FORMATS:
+        quantized = parts["quantized"][name]
+        assert quantized["bytes"] < parts["loading"]["bytes"] / 2
+        assert [s["name"] for s in quantized["settings"]] == ["M32", "M8"]
     (mode,) = parts["compiled"]["modes"]
     assert [start["first_s"] > 0 for start in mode["starts"]] == [True, True]
     assert [r["lookahead"] for r in mode["replays"]] == [32, 8]
@@ -197,6 +216,84 @@ def test_a_wrong_engine_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["different"]
     assert found["logits"]["embedded"] is None or (found["logits"]["embedded"] > found["tolerance"])
     assert found["logits"]["tiny"] == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_a_batch_that_is_wrong_or_fails_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(correctness, "PROMPTS", ("One.", "Two and two.", "Three", "Four"))
+    honest = correctness.run_batch
+
+    def of_its_neighbour(requests: Sequence[Any], rows: int) -> Any:
+        assert rows < len(requests)
+        return honest([*requests[1:], requests[0]], rows)
+
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(correctness, "run_batch", of_its_neighbour)
+    found = check_correctness(cpu)
+    assert {one["engine"] for one in found["different"]} == {"batch"}
+    assert found["equal"] is False
+
+    def broken(requests: Sequence[Any], rows: int) -> Any:
+        raise RuntimeError("Cannot view a tensor\nwith shape [3, 4]")
+
+    monkeypatch.setattr(correctness, "run_batch", broken)
+    found = check_correctness(cpu)
+    assert found["different"][0]["error"] == "RuntimeError: Cannot view a tensor with shape [3, 4]"
+    assert len(found["different"]) == len(correctness.SETTINGS)
+
+
+def test_the_goal_for_batches_is_of_apd() -> None:
+    ratios = {"apd M8": 6.0, "apd M32": 4.0, "autoregressive": 20.0, "one a step": 9.0}
+    part = {"name": "batches", "status": "ran", "ratio_of_32_rows_to_1": ratios}
+    (goal,) = gpu.goals([part])
+    assert (goal["value"], goal["met"]) == (1 / 6.0, False)
+    only = {**part, "ratio_of_32_rows_to_1": {"autoregressive": 20.0}}
+    assert gpu.goals([only]) == []
+
+
+def test_without_torchao_integers_are_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise gpu_quantized.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(gpu_quantized.metadata, "version", missing)
+    monkeypatch.setattr(gpu_quantized, "LOOKAHEADS", (8,))
+    stage = tiny_stage()
+    stage.saved = Path("/no/such/folder")  # it is not read
+    stage.rates = MeasuredRates(1e9, 1e9, 1, "sum", 1, "cpu", "float32")
+    found = gpu_quantized.quantized(stage)
+    assert found["weights"] == "random"
+    for name in gpu_quantized.FORMATS:
+        assert "load_s" not in found[name]
+        assert [s["name"] for s in found[name]["settings"]] == ["M8"]
+
+
+SLOW = """
+import subprocess, sys, time
+print('{"first_s": 1.0}', flush=True)
+own = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(sys.argv[1], "w").write(str(own.pid))
+print('{"cut": ', end="", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_compiler_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    began = time.monotonic()
+    found, why = gpu_compiled._bounded([sys.executable, "-c", SLOW, str(pid)], {}, 3)
+    assert time.monotonic() - began < 30
+    assert (found, why) == ([{"first_s": 1.0}], "the time was up")
+    # What it had started ends as well.
+    stat = Path(f"/proc/{pid.read_text()}/stat")
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX":
+        assert time.monotonic() - began < 30
+        time.sleep(0.05)
+
+
+def test_a_compiler_that_dies_says_why() -> None:
+    script = "import os, sys; print(os.environ['X']); sys.exit('no room\\n at all')"
+    found, why = gpu_compiled._bounded([sys.executable, "-c", script], {"X": "{}"}, 60)
+    assert (found, why) == ([{}], "status 1: no room at all")
 
 
 @pytest.mark.usefixtures("small")

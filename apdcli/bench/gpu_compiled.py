@@ -1,8 +1,9 @@
-"""Arms of the GPU run that no default follows yet: integer weights, and torch.compile in a graph.
+"""An arm of the GPU run that no engine follows yet: torch.compile within a graph.
 
-`python -m apdcli.bench.gpu_arms SHAPES DEVICE DTYPE MODE POSITIONS` is one start of the second: it
-compiles a layer and prints the seconds, for the arm to compare a start with an empty cache on disk
-with the one after it.
+`python -m apdcli.bench.gpu_compiled SHAPES DEVICE DTYPE MODE POSITIONS` is one start in a process
+of its own: it compiles a layer and prints the seconds, for the arm to compare a start with an empty
+cache on disk with the one after it. With `--replays M ...` it then compares graphs. A compiler that
+takes too long, or takes its process with it, costs the run only what it was given.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import inspect
 import json
+import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,72 +30,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apdcli.bench.gpu_kernels import LOOKAHEADS, WINDOW, Scene
-from apdcli.bench.gpu_stage import APD, PROMPT_TOKENS, Stage, around, best_seconds, settle
+from apdcli.bench.gpu_stage import Stage, best_seconds, settle
 from apdcli.bench.shapes import random_transformer
 from apdcli.bench.sizes import find_shapes
-from apdcli.engine.choice import resolve_engine
 from apdcli.engine.graphs import TOLERANCE, GraphDenoiser
 from apdcli.engine.static import Buffers, Layer, Window, answer, bucket, record
 from apdcli.load.home import home_path
-from apdcli.load.weights import load_transformer
 from apdcli.models.packed import Packed, PackedLayer, packed
 
-FORMATS = ("int8", "int4")
 MODES = ("default", "max-autotune-no-cudagraphs")
-
-
-def quantized(stage: Stage) -> dict[str, Any]:
-    """Integer weights of both models, read from the saved checkpoint: load, memory, speed."""
-    if "quantize" not in inspect.signature(load_transformer).parameters:
-        return {"absent": True, "reason": "this checkout quantizes no weights"}
-    if stage.saved is None:
-        return {"skipped": True, "reason": "no checkpoint was saved to read them from"}
-    found: dict[str, Any] = {}
-    for name in FORMATS:
-        if stage.out_of_time():
-            return {**found, "skipped": True, "reason": "the time was up"}
-        try:
-            found[name] = _quantized(stage, name)
-        except Exception as error:
-            # One format's failure is not the other's: torchao is missing, a size does not divide.
-            found[name] = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-        gc.collect()
-    if all("failed" in result for result in found.values()):
-        return {**found, "absent": True, "reason": found[FORMATS[0]]["failed"]}
-    return found
-
-
-def _quantized(stage: Stage, name: str) -> dict[str, Any]:
-    assert stage.saved is not None
-    began = time.perf_counter()
-    nets = {
-        role: load_transformer(
-            stage.saved / role, device=stage.device, dtype=stage.dtype, quantize=name
-        )
-        for role in ("denoiser", "verifier")
-        if (stage.saved / role).is_dir()
-    }
-    engine = resolve_engine("auto", nets.values())
-    settle(stage.device)
-    load_s = time.perf_counter() - began
-    pair = replace(
-        around(stage),
-        denoiser=nets["denoiser"],
-        verifier=nets.get("verifier"),
-        allowed_ids=stage.models().allowed_ids,
-        engine=engine,
-    )
-    specs = [f"{APD},M={m}" if pair.verifier else f"left_to_right:M={m}" for m in LOOKAHEADS]
-    specs = [f"M{m}={spec}" for m, spec in zip(LOOKAHEADS, specs, strict=True)]
-    run = stage.run(specs, 32 if stage.small else 128, PROMPT_TOKENS, split=False, pair=pair)
-    parameters = [p for net in nets.values() for p in net.parameters()]
-    return {
-        "load_s": load_s,
-        "bytes": sum(p.nbytes for p in parameters),
-        "engine": engine,
-        "graphs_failed": [r for r, n in nets.items() if n.packed and n.packed.graphs_failed],
-        "settings": [{"name": s["name"], "summary": s["summary"]} for s in run.get("settings", [])],
-    }
 
 
 def compiled(stage: Stage) -> dict[str, Any]:
@@ -102,36 +47,90 @@ def compiled(stage: Stage) -> dict[str, Any]:
     The compiled layer is the plain one's mathematics for the compiler to fuse; matrix products are
     the library's or, with max-autotune, the fastest that it finds. It runs within our own graph,
     so that launches cost neither anything. On a device other than CUDA the compiler only traces.
+    All of it runs in other processes, which are ended when the time is up: their lines stay.
 
     Returns:
-        cache: the folder of the compiler's files. modes: for each seconds of compilation with an
-        empty cache and of a second start, and for each lookahead seconds of a replay, plain and
-        compiled, their ratio, and how far their logits lie apart in units of their spread.
+        cache: the folder of the compiler's files. modes: for each, `starts`, the seconds of
+        compilation with an empty cache and of a second start, and `replays`, for each lookahead
+        seconds of a replay, plain and compiled, their ratio, and how far their logits lie apart in
+        units of their spread; `failed` where a process ended before its end.
+
+    Raises:
+        RuntimeError: no mode gave anything.
     """
-    config = stage.shapes.denoiser
     folder = _cache_folder()
     found: dict[str, Any] = {"cache": str(folder), "modes": []}
+    found["layers"] = stage.shapes.denoiser.num_layers
+    found["tolerance"] = TOLERANCE[stage.dtype]
+    stage.pair = None  # the processes make models of their own
+    gc.collect()
+    if stage.device.type == "cuda":
+        torch.cuda.empty_cache()
     for mode in MODES[:1] if stage.device.type != "cuda" else MODES:
         if stage.out_of_time():
             return {**found, "skipped": True, "reason": "the time was up"}
-        cache = folder / mode
-        shutil.rmtree(cache, ignore_errors=True)
-        positions = bucket(LOOKAHEADS[0] + WINDOW + stage.accept - 1) or 128
-        starts = []
-        for _ in range(2):
-            starts.append(_start(stage, mode, positions, cache))
-        with _compiler_cache(cache):
-            # Weights are arguments and the same sizes in every layer: one compilation serves all.
-            torch.compiler.reset()
-            replays = [_replays(stage, mode, m) for m in LOOKAHEADS]
-        found["modes"].append(
-            {"mode": mode, "positions": positions, "starts": starts, "replays": replays}
-        )
-    found["layers"] = config.num_layers
+        found["modes"].append(_mode(stage, mode, folder / mode))
     apart = [r["difference"] for made in found["modes"] for r in made["replays"]]
-    found["tolerance"] = TOLERANCE[stage.dtype]
-    found["within"] = max(apart) <= TOLERANCE[stage.dtype]
+    if apart:
+        found["within"] = max(apart) <= TOLERANCE[stage.dtype]
+    if stage.out_of_time():
+        return {**found, "skipped": True, "reason": "the time was up"}
+    if not apart:
+        raise RuntimeError(found["modes"][0].get("failed", "no replay"))
     return found
+
+
+def _mode(stage: Stage, mode: str, cache: Path) -> dict[str, Any]:
+    """Both starts of one mode, the second with replays."""
+    shutil.rmtree(cache, ignore_errors=True)
+    positions = bucket(LOOKAHEADS[0] + WINDOW + stage.accept - 1) or 128
+    words = [stage.shapes.name, str(stage.device), stage.dtype_name, mode, str(positions)]
+    replays = ["--accept", str(stage.accept), "--replays", *map(str, LOOKAHEADS)]
+    made: dict[str, Any] = {"mode": mode, "positions": positions, "starts": [], "replays": []}
+    for more in ([], replays):
+        command = [sys.executable, "-m", "apdcli.bench.gpu_compiled", *words, *more]
+        lines, failed = _bounded(command, _variables(cache), stage.seconds_left)
+        made["starts"] += lines[:1]
+        made["replays"] += lines[1:]
+        if failed:
+            return {**made, "failed": failed}
+    return made
+
+
+def _bounded(
+    command: Sequence[str], variables: Mapping[str, str], seconds: float
+) -> tuple[list[dict[str, Any]], str]:
+    """Objects that a process printed, a line each, and why it ended, "" where it was done.
+
+    When the time is up, and after Ctrl-C, its compiler's own processes end with it.
+    """
+    with subprocess.Popen(
+        command,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        failed = ""
+        try:
+            out, said = process.communicate(timeout=max(1.0, seconds))
+        except subprocess.TimeoutExpired:
+            failed = "the time was up"
+            _end(process)
+            out, said = process.communicate()
+        except BaseException:
+            _end(process)
+            raise
+    if process.returncode and not failed:
+        failed = f"status {process.returncode}: {' '.join(said.split())[-500:]}"
+    return [json.loads(line) for line in out.splitlines(keepends=True) if line[-1] == "\n"], failed
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process and those that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 @torch.inference_mode()
@@ -237,69 +236,60 @@ def _variables(cache: Path) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def _compiler_cache(cache: Path) -> Iterator[None]:
-    """The compiler keeps its files there, in this process."""
-    before = {name: os.environ.get(name) for name in _variables(cache)}
-    os.environ.update(_variables(cache))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _start(stage: Stage, mode: str, positions: int, cache: Path) -> dict[str, Any]:
-    """One start in a process of its own: seconds, or why there are none."""
-    words = [stage.shapes.name, str(stage.device), stage.dtype_name, mode, str(positions)]
-    try:
-        made = subprocess.run(
-            [sys.executable, "-m", "apdcli.bench.gpu_arms", *words],
-            env={**os.environ, **_variables(cache)},
-            capture_output=True,
-            text=True,
-            timeout=max(1.0, stage.seconds_left),
-            check=True,
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": "the time was up"}
-    except subprocess.CalledProcessError as error:
-        return {"failed": " ".join(error.stderr.split())[-500:]}
-    found: dict[str, Any] = json.loads(made.stdout)
-    return found
-
-
-@torch.inference_mode()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compile a layer of random weights and print the seconds of the first call and of another."""
-    parser = argparse.ArgumentParser(prog="python -m apdcli.bench.gpu_arms", description=__doc__)
+    """Print the seconds of the first call of a compiled layer and of another; then the replays."""
+    parser = argparse.ArgumentParser(
+        prog="python -m apdcli.bench.gpu_compiled", description=__doc__
+    )
     for name in ("shapes", "device", "dtype", "mode"):
         parser.add_argument(name)
     parser.add_argument("positions", type=int)
+    parser.add_argument("--replays", type=int, nargs="*", default=[], metavar="M")
+    parser.add_argument("--accept", type=int, default=5)
     options = parser.parse_args(argv)
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    config = replace(find_shapes(options.shapes).denoiser, num_layers=2, vocab_size=1024, mask_id=3)
-    pack = packed(random_transformer(config, device, dtype, seed=1))
+    stage = Stage(
+        device=torch.device(options.device),
+        dtype=getattr(torch, options.dtype),
+        shapes=replace(find_shapes(options.shapes), verifier=None),
+        accept=options.accept,
+        repeats=1,
+        deadline=math.inf,
+    )
+    _print(_compile_times(stage, options.mode, options.positions))
+    # Weights are arguments and the same sizes in every layer: one compilation serves all.
+    torch.compiler.reset()
+    for m in options.replays:
+        _print(_replays(stage, options.mode, m))
+    return 0
+
+
+def _print(found: dict[str, Any]) -> None:
+    """At once: what stands is kept when the process is ended."""
+    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()
+
+
+@torch.inference_mode()
+def _compile_times(stage: Stage, mode: str, positions: int) -> dict[str, Any]:
+    """Of a network of two layers of these sizes."""
+    config = replace(stage.shapes.denoiser, num_layers=2, vocab_size=1024, mask_id=3)
+    pack = packed(random_transformer(config, stage.device, stage.dtype, seed=1))
     buffers = Buffers.allocate(pack, 512)
-    tokens = torch.arange(200 + options.positions, device=device) % 1000
+    tokens = torch.arange(200 + positions, device=stage.device) % 1000
     buffers.load(tokens, 200, 216)
-    layer = compiled_layer(pack, device, options.mode)
+    layer = compiled_layer(pack, stage.device, mode)
     keys = buffers.keys(len(tokens))
 
     def forward() -> None:
-        answer(pack, buffers, pack.head, options.positions, 8, keys, layer=layer)
-        settle(device)
+        answer(pack, buffers, pack.head, positions, 8, keys, layer=layer)
+        settle(stage.device)
 
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
         forward()
         seconds.append(time.perf_counter() - began)
-    sys.stdout.write(json.dumps({"first_s": seconds[0], "again_s": seconds[1]}) + "\n")
-    return 0
+    return {"first_s": seconds[0], "again_s": seconds[1]}
 
 
 if __name__ == "__main__":
