@@ -237,7 +237,7 @@ import pathlib, signal, sys, time
 from apdcli.render.terminal import no_echo
 signal.signal(signal.SIGINT, lambda *_: pathlib.Path({str(written)!r}).write_text("pressed"))
 with no_echo(sys.stdout):
-    print("kept", flush=True)
+    print("x" * 6000, "kept", flush=True)  # more than the reading side takes unasked
     pathlib.Path({str(written)!r}).write_text("")
     while not pathlib.Path({str(written)!r}).read_text():
         time.sleep(0.01)
