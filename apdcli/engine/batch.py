@@ -165,7 +165,7 @@ class _Batch:
         except RuntimeError as error:
             if not is_full(error):
                 raise
-            raise out_of_memory(len(self.under_way)) from error
+            raise out_of_memory(error, len(chosen), model.net) from error
         for (row, _), answer in zip(chosen, answers, strict=True):
             row.go_on(answer)
 

@@ -9,9 +9,11 @@ from apdcli.decode.any_order_params import AnyOrderParams
 from apdcli.decode.checks import check, is_int
 from apdcli.decode.params import AutoregressiveParams, strategy_info
 from apdcli.decode.strategies.window import AUTO_MOST
-from apdcli.engine.device import free_bytes
+from apdcli.engine.device import free_bytes, no_room
 from apdcli.engine.session import Request
 from apdcli.errors import DeviceError
+from apdcli.models.formats import unfit
+from apdcli.models.quantized import QuantizedLinear
 from apdcli.models.transformer import Transformer
 
 BatchSize = int | Literal["auto"]
@@ -116,6 +118,15 @@ def choose_size(requests: Sequence[Request], batch_size: BatchSize = "auto") -> 
     return max(1, min(most, ROWS))
 
 
-def out_of_memory(rows: int) -> DeviceError:
-    """The error of a forward that found no room."""
-    return DeviceError(f"no memory for a forward of {rows} rows at once; lower the batch size")
+def out_of_memory(error: BaseException, rows: int, net: Transformer) -> DeviceError:
+    """The one line for a forward of so many rows that found no room: as `no_room` has it."""
+    weight = net.model.embed_tokens.weight
+    whole = not any(isinstance(module, QuantizedLinear) for module in net.modules())
+    return no_room(
+        error,
+        weight.device,
+        "a forward of 1 row" if rows == 1 else f"a forward of {rows} rows at once",
+        weight.dtype,
+        shorten="lower --batch-size, --max-tokens or -M, or shorten the prompts",
+        smaller=["--quantize int8"] if whole and unfit(net.config, "int8") is None else [],
+    )

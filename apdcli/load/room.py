@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,7 +39,13 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def no_room(
-    error: BaseException, device: torch.device, what: str, dtype: torch.dtype | None = None
+    error: BaseException,
+    device: torch.device,
+    what: str,
+    dtype: torch.dtype | None = None,
+    *,
+    shorten: str = "lower --max-tokens or -M, or shorten the prompt",
+    smaller: Sequence[str] = (),
 ) -> DeviceError:
     """The one line for a device that is full at work: what was needed and free, what to lower.
 
@@ -47,15 +54,16 @@ def no_room(
         device: the full one.
         what: what was to be put there.
         dtype: what is computed in, where that is known: a smaller one is offered where it is large.
+        shorten: what takes less room.
+        smaller: what else the weights may be loaded as.
     """
     needed = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
     sized = f" (needed {needed.group(1)} more" if needed else f" ({one_line(error)[:120]}"
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         sized += f"; {free / GIB:.2f} of {total / GIB:.2f} GiB are free"
-    uses = ["--dtype bfloat16"] if dtype == torch.float32 else []
+    uses = [*smaller, *(["--dtype bfloat16"] if dtype == torch.float32 else [])]
     uses += [] if device.type == "cpu" else ["--device cpu"]
-    shorten = "lower --max-tokens or -M, or shorten the prompt"
     return DeviceError(
         f"{device} has no room for {what}{sized}); {shorten}{_or('; or use ', uses)}"
     )

@@ -30,7 +30,7 @@ from apdcli.engine.batch_turns import Turns
 from apdcli.engine.fill import prepare_fill
 from apdcli.engine.pair import LoadedPair
 from apdcli.engine.session import Request
-from apdcli.errors import PromptError
+from apdcli.errors import DeviceError, PromptError
 from apdcli.load.fill_settings import fill_settings
 from tests.conftest import DATA
 
@@ -341,12 +341,16 @@ def test_a_forward_without_memory_is_one_line(
     pair: LoadedPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: BatchModel, asks: Any) -> list[Tensor]:
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.50 GiB. GPU 0")
 
     monkeypatch.setattr(BatchModel, "forward", full)
-    with pytest.raises(apdcli.ApdError, match="2 rows at once; lower the batch size") as caught:
+    with pytest.raises(DeviceError) as caught:
         list(run_batch([asked(pair, text) for text in PROMPTS], 2))
-    assert "\n" not in str(caught.value)
+    assert str(caught.value) == (
+        "cpu has no room for a forward of 2 rows at once (needed 2.50 GiB more); lower "
+        "--batch-size, --max-tokens or -M, or shorten the prompts; or use --quantize int8 "
+        "or --dtype bfloat16"
+    )
 
 
 def test_ctrl_c_keeps_what_is_finished_and_begins_no_more(

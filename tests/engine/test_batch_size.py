@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import apdcli
 from apdcli.decode.params import make_params
 from apdcli.engine import batch_size
-from apdcli.engine.batch_size import choose_size, row_bytes
+from apdcli.engine.batch_size import choose_size, out_of_memory, row_bytes
 from apdcli.engine.device import free_bytes
 from apdcli.engine.pair import LoadedPair
 from apdcli.engine.session import Request
@@ -80,6 +81,26 @@ def test_memory_bounds_auto_and_refuses_a_number(
     assert choose_size(requests) == choose_size(requests, 1) == 1
     monkeypatch.setattr(batch_size, "free_bytes", lambda device: None)
     assert choose_size(requests, 50) == 50
+
+
+def test_a_full_gpu_says_what_was_needed_and_what_to_lower(
+    pair: LoadedPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what would help: no smaller weights where they are that small, nor where none fit."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**29, 79 * 2**30))
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+    net = deepcopy(pair.denoiser).bfloat16()
+    weight = net.model.embed_tokens.weight
+    monkeypatch.setattr(type(weight), "device", torch.device("cuda", 0))
+    told = (
+        "cuda:0 has no room for a forward of 32 rows at once (needed 2.00 GiB more; 0.50 of "
+        "79.00 GiB are free); lower --batch-size, --max-tokens or -M, or shorten the prompts; "
+        "or use --quantize int8 or --device cpu"
+    )
+    assert str(out_of_memory(error, 32, net)) == told
+    monkeypatch.setattr(batch_size, "unfit", lambda config, name: "no")
+    told = told.replace("--quantize int8 or ", "").replace("32 rows at once", "1 row")
+    assert str(out_of_memory(error, 1, net)) == told
 
 
 def test_this_machine_says_what_is_free() -> None:
