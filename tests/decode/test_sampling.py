@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from apdcli.bench.memory import LiveBytes
+from apdcli.decode import sampling
 from apdcli.decode.params import DecodeParams, make_params
 from apdcli.decode.sampling import (
+    PIECE,
     Sampler,
     filtered,
     gumbel_noise,
     top_k_filter,
     top_p_filter,
 )
+from apdcli.decode.strategies.apd import Apd
+from apdcli.decode.types import Canvas, Pair
 from apdcli.errors import ParameterError
 
 INF = float("inf")
@@ -95,7 +101,74 @@ def test_a_temperature_next_to_nothing_is_greedy(temperature: float, top_p: floa
 @given(st.integers(0, 2**63 - 1))
 def test_a_seed_gives_the_same_noise_again(seed: int) -> None:
     one, two = (Sampler(DecodeParams(temperature=1, seed=seed), "cpu") for _ in range(2))
-    assert torch.equal(one.noise(LOGITS), two.noise(LOGITS))  # type: ignore[arg-type]
+    first, second = one.noise(LOGITS), two.noise(LOGITS)
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first.piece(0, 1), second.piece(0, 1))
+
+
+SHAPINGS = ({}, {"top_k": 5}, {"top_p": 0.8}, {"top_k": 50, "top_p": 0.9})
+
+
+@pytest.mark.parametrize("knobs", SHAPINGS)
+@pytest.mark.parametrize("vocab", [7, 33, 1280])
+@pytest.mark.parametrize("rows", [1, 3, 8, 20, 100])
+def test_by_pieces_as_whole(
+    knobs: dict[str, Any], vocab: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows a piece has, the tokens are those of noise that is drawn and held whole."""
+    monkeypatch.setattr(sampling, "PIECE", rows * vocab * (2 if "top_p" in knobs else 1))
+    params = DecodeParams(temperature=0.8, seed=5, **knobs)
+    sampler, generator = Sampler(params, "cpu"), torch.Generator().manual_seed(5)
+    # Rounded, so that many are equal; and there are forbidden ids.
+    d, t = (torch.randn(20, vocab).mul(4).round().div(2) for _ in range(2))
+    d[:, 3] = t[:, 3] = -INF
+    seen = d.clone(), t.clone()
+    for _ in range(2):  # two steps of one generation
+        g = gumbel_noise(d, generator)
+        noise = sampler.noise(d)
+        assert torch.equal(sampler.draw(d, noise), (filtered(d, params) + g).argmax(-1))
+        for first, end in ((1, 20), (1, 5), (5, 20), (19, 20), (0, 20), (4, 4)):
+            expected = (filtered(t[first:end], params) + g[first:end]).argmax(-1)
+            assert torch.equal(sampler.draw(t[first:end], noise, first), expected)
+    assert torch.equal(d, seen[0])
+    assert torch.equal(t, seen[1])
+    assert torch.equal(sampler.generator.get_state(), generator.get_state())
+
+
+class Models:
+    """A denoiser and a verifier in one, with logits of any size and nothing else."""
+
+    mask_id, lookback, length = 3, 1, 0
+
+    def __init__(self, vocab: int, verify_less: bool) -> None:
+        self.vocab, self.verify_less = vocab, verify_less
+
+    def logits(self, tokens: torch.Tensor, *at: int) -> torch.Tensor:
+        # Asked as a denoiser by (start, first); as a verifier by (first), for one row more.
+        return torch.randn(len(tokens) - at[-1] + 2 - len(at), self.vocab)
+
+    def crop(self, length: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("knobs", SHAPINGS)
+@pytest.mark.parametrize("verify_less", [False, True])
+def test_a_sampled_step_holds_two_large_arrays(knobs: dict[str, Any], verify_less: bool) -> None:
+    """Of [M, vocab]: the marginals and the verifier's logits. Beside them, pieces."""
+    m, vocab = 32, 151_936
+    shared, own = make_params(
+        "apd", max_tokens=m, max_lookahead=m, mixture_weight=0.5, temperature=0.8, **knobs
+    )
+    models = Models(vocab, verify_less)
+    canvas = Canvas.blank([5, 6, 7], m, models.mask_id)
+    with torch.inference_mode(), LiveBytes() as live:
+        commit = Apd(shared, own).step(canvas, Pair(models, models))
+    assert commit.proposed == m
+    two, piece = 2 * m * vocab * 4, PIECE * 4
+    assert live.peak > two - vocab * 4
+    assert live.peak < two + 3 * piece
+    assert two > 9 * piece  # so that no third one hides among the pieces
 
 
 @pytest.mark.parametrize(

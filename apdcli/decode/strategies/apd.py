@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from apdcli.decode.params import ApdParams, DecodeParams
-from apdcli.decode.sampling import Sampler
+from apdcli.decode.sampling import Noise, Sampler
 from apdcli.decode.strategies.window import SlidingWindow
 from apdcli.decode.types import Canvas, Commit, Pair, Verifier
 
@@ -52,7 +52,7 @@ class Apd:
         )
 
     def _accepted(
-        self, canvas: Canvas, pair: Pair, d: Tensor, draft: Tensor, g: Tensor | None
+        self, canvas: Canvas, pair: Pair, d: Tensor, draft: Tensor, g: Noise | None
     ) -> tuple[list[int], int]:
         """The draft, and how long a prefix of it is accepted.
 
@@ -71,14 +71,13 @@ class Apd:
             ids = draft.tolist()
             return ids, self._by_parts(pair.verifier, tokens, ids, d, g)
         else:
-            rest = None if g is None else g[1:]
-            a = 1 + prefix(draft[1:] == self._target(pair.verifier, tokens, d[1:], rest))
+            a = 1 + prefix(draft[1:] == self._target(pair.verifier, tokens, d[1:], g, 1))
         # The step's only device-to-host transfer.
         *ids, count = torch.cat((draft, a)).tolist()
         return ids, count
 
     def _by_parts(
-        self, verifier: Verifier, tokens: Tensor, ids: list[int], d: Tensor, g: Tensor | None
+        self, verifier: Verifier, tokens: Tensor, ids: list[int], d: Tensor, g: Noise | None
     ) -> int:
         """How long a prefix is accepted: the same, from no more of the draft than it takes.
 
@@ -89,27 +88,30 @@ class Apd:
         i = tokens.shape[0] - len(ids) + 1
         judged = 1
         for end in part_ends(len(ids), self.window.recent):
-            noise = None if g is None else g[judged:end]
-            target = self._target(verifier, tokens[: i + end - 1], d[judged:end], noise)
+            target = self._target(verifier, tokens[: i + end - 1], d[judged:end], g, judged)
             for drafted, wanted in zip(ids[judged:end], target.tolist(), strict=True):
                 if drafted != wanted:
                     return judged
                 judged += 1
         return judged
 
-    def _target(self, verifier: Verifier, tokens: Tensor, d: Tensor, g: Tensor | None) -> Tensor:
+    def _target(
+        self, verifier: Verifier, tokens: Tensor, d: Tensor, g: Noise | None, first: int
+    ) -> Tensor:
         """What the mixture draws for the last positions that `tokens` lead to.
 
         Args:
             verifier: its cache ends before those.
             tokens: [n] int64.
-            d, g: [k, vocab], marginals and noise of positions n - k + 1 .. n.
+            d: [k, vocab], marginals of positions n - k + 1 .. n.
+            g: the draft's noise.
+            first: where in the draft the first of those positions stands.
 
         Returns:
             [k] int64.
         """
         a = verifier.logits(tokens, tokens.shape[0] - d.shape[0] + 1)
-        return self.sampler.draw(mixture(d, a, self.R), g)
+        return self.sampler.draw(mixture(d, a, self.R), g, first)
 
 
 def part_ends(drafted: int, recent: float | None) -> Iterator[int]:

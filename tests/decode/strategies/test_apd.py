@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from apdcli.decode import sampling
 from apdcli.decode.params import ApdParams, DecodeParams
 from apdcli.decode.sampling import filtered, gumbel_noise
 from apdcli.decode.strategies.apd import mixture
@@ -196,6 +197,23 @@ def test_same_seed_same_tokens_and_the_global_generator_is_left_alone(
     again, other = run(prompts[0], seed=11, **knobs), run(prompts[0], seed=12, **knobs)
     assert (first.ids, first.accepted) == (again.ids, again.accepted)
     assert first.ids != other.ids
+
+
+@pytest.mark.parametrize("knobs", [{}, {"top_k": 20}, {"top_p": 0.9}])
+@pytest.mark.parametrize("mixture_weight", [0.0, 0.5])
+def test_noise_in_pieces_gives_the_tokens_of_whole_noise(
+    prompts: list[list[int]],
+    run: Run,
+    mixture_weight: float,
+    knobs: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    knobs |= {"temperature": 0.8, "mixture_weight": mixture_weight, "max_lookahead": 20, "seed": 4}
+    whole = run(prompts[0], **knobs)
+    for entries in (1, 8000):
+        monkeypatch.setattr(sampling, "PIECE", entries)
+        pieces = run(prompts[0], **knobs)
+        assert (pieces.ids, pieces.accepted) == (whole.ids, whole.accepted)
 
 
 @pytest.mark.parametrize(
