@@ -1,7 +1,7 @@
 """The Triton kernels compiled for GPUs that are not here: what the compiler makes of them.
 
 Triton and its assembler need no GPU to compile for one. Whether the kernels are right is
-`test_fused.py`'s, on Triton's interpreter.
+`test_fused.py`'s and `test_layer.py`'s, on Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -102,3 +102,76 @@ def test_a_vocabulary_of_any_size_compiles(tmp_path: Path) -> None:
     part = {"PARTS": 16, "BLOCKS": 3, "BLOCK": 4096}
     used = _resources(_built("best_of_part", "*bf16", False, 90, **part), tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0
+
+
+_STRIDES = {"stride": "i32", "head_stride": "i32", "row_stride": "i32"}
+
+
+@functools.cache
+def _of_layer(kernel: str, dtype: str, width: int, capability: int, heads: int = 0) -> Any:
+    """A kernel of a layer as its launcher asks for it; `width` is a half head's or a row's."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from apdcli.engine import layer_kernels as kernels
+
+    def arrays(*names: str) -> dict[str, str]:
+        return dict.fromkeys(names, dtype)
+
+    block = kernels.NORM_BLOCK if kernel == "norm" else kernels.BLOCK
+    rows, columns = kernels.tile(width, max(block, width if kernel == "norm" else 1))
+    constants = {"ROWS": rows, "COLUMNS": columns}
+    if kernel == "turn":
+        tables = {**arrays("joined", "cos", "sin"), "positions": "*i64", **arrays("q", "k", "v")}
+        wanted = {**tables, **_STRIDES, "length": "i32"}
+        constants |= {"HEADS": heads, "KV_HEADS": heads // 7, "HALF": width}
+    elif kernel == "gate":
+        wanted = {**arrays("both"), "stride": "i32", "rows": "i32", "width": "i32"}
+    else:
+        sizes = {"stride": "i32", "rows": "i32", "width": "i32", "eps": "fp32"}
+        wanted = {**arrays("x", "weight", "out"), **sizes}
+    signature = {**wanted, **dict.fromkeys(constants, "constexpr")}
+    odd = ("length", "rows", "eps")
+    hints = {(i,): ALIGNED for i, name in enumerate(wanted) if name not in odd}
+    source = ASTSource(getattr(kernels, kernel), signature, constants, hints)
+    options = {"num_warps": kernels.warps(rows * columns), "enable_fp_fusion": False}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["*bf16", "*fp16", "*fp32"])
+@pytest.mark.parametrize(
+    ("kernel", "width", "heads", "loads", "stores"),
+    [
+        # Two halves of a head; of q and k two of cosines and of sines. Written: to q, k or v.
+        ("turn", 64, 28, 6, 4),
+        ("turn", 32, 14, 6, 4),
+        ("gate", 18944, 0, 2, 1),
+        ("gate", 4864, 0, 2, 1),
+        ("norm", 3584, 0, 2, 1),
+        ("norm", 4096, 0, 2, 1),
+        ("norm", 896, 0, 1, 1),  # four rows a program share the weights
+        ("norm", 8192, 0, 4, 2),
+    ],
+)
+def test_a_layers_kernels_read_and_write_16_bytes_at_a_time_and_spill_nothing(
+    kernel: str, width: int, heads: int, loads: int, stores: int, dtype: str, capability: int,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    built = _of_layer(kernel, dtype, width, capability, heads)
+    ptx = built.asm["ptx"]
+    times = 2 if dtype == "*fp32" else 1
+    assert len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)) == times * loads
+    assert len(re.findall(r"st\.global\S*\.v4\.b32", ptx)) == times * stores
+    used = _resources(built, tmp_path)
+    assert used["STACK"] == used["LOCAL"] == 0
+    assert used["REG"] <= 64  # all of a multiprocessor's threads fit
+
+
+@pytest.mark.parametrize("kernel", ["turn", "gate", "norm"])
+def test_a_layers_kernels_contract_nothing(kernel: str) -> None:
+    """Each product is rounded before it is added, as torch's are."""
+    ptx = _of_layer(kernel, "*fp32", 64 if kernel == "turn" else 1024, 90, 28).asm["ptx"]
+    assert re.findall(r"\bmul\.(rn\.)?f32", ptx)
+    assert re.findall(r"\badd\.(rn\.)?f32", ptx)
+    assert not re.findall(r"\bfma\.", ptx)

@@ -299,7 +299,8 @@ def operations(packed: Packed) -> Counter[str]:
     x, (k, v) = drawn(24, 192, dtype=dtype), both.chunk(2)
     with Kernels() as ran:
         run_layer(packed, packed.layers[0], x, window, k, v)
-    return ran.names
+    names: Counter[str] = ran.names
+    return names
 
 
 @needs_kernels
