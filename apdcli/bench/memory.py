@@ -41,6 +41,13 @@ from apdcli.models.packed import packed
 from apdcli.models.transformer import Transformer
 
 MARGIN = 1.15  # what a run may take beyond its caches and two arrays of logits
+COUNTS = {
+    "bound": "1.15 x (kv, keys and values of both models for the context, + logits, two arrays "
+    "[M, vocab] of float32)",
+    "prompt, steps": "bytes of live tensors above the weights, at most, in the first step and in "
+    "those after it; not what a kernel or a library takes for itself, nor what an allocator keeps",
+    "meta": "without the comparison of each graph's first result",
+}
 WINDOW, WEIGHT = 16, 0.5
 SHORT_PROMPT, SHORT_ANSWER = 16, 64
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
@@ -294,7 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         peaks += [on_meta(shapes, e, room, 256, m, dtype) for m in (32, 100) for e in ON_META]
     if given.json:
         made = [{**asdict(p), "bound": p.bound, "peak_over_bound": p.share} for p in peaks]
-        sys.stdout.write(json.dumps({"torch": torch.__version__, "peaks": made}) + "\n")
+        sys.stdout.write(
+            json.dumps({"torch": torch.__version__, "counts": COUNTS, "peaks": made}) + "\n"
+        )
     else:
         sys.stdout.write(table(peaks))
     return 0

@@ -100,7 +100,9 @@ def test_bound_and_table() -> None:
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--json", "--device", "cpu", "--context", "160", "--shapes", "tiny"]
     assert main([*arguments, "--shapes-context", "512"]) == 0
-    peaks = json.loads(capsys.readouterr().out)["peaks"]
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["counts"]) == {"bound", "prompt, steps", "meta"}
+    peaks = found["peaks"]
     assert {(p["how"], p["max_lookahead"]) for p in peaks} == {
         (how, m) for how in ("run", "meta") for m in (32, 100)
     }
