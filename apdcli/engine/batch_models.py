@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from apdcli.decode.types import Pair
+from apdcli.engine import fused
+from apdcli.engine.device import attention_kernels
 from apdcli.engine.eager import banned_ids, verifies_less
 from apdcli.engine.fast import forbid
 from apdcli.engine.pair import LoadedPair
@@ -42,18 +44,24 @@ class BatchModel:
         )
 
     def forward(self, asks: Sequence[Ask]) -> list[Tensor]:
-        """One forward for all asks: for each its logits [len(span.wanted), vocab] float32."""
+        """One forward for all asks, and what each wants of it: see :class:`Ask`."""
         net = packed(self.net)
-        hidden = hidden_rows(net, self.cache, [ask.span for ask in asks])
+        with attention_kernels(net.embedding.device):
+            hidden = hidden_rows(net, self.cache, [ask.span for ask in asks])
         width = max(ask.ids.width for ask in asks)
-        logits = torch.mm(hidden, net.head[:, :width]).float().to(asks[0].ids.device)
-        rows = torch.split(logits, [len(ask.span.wanted) for ask in asks])
-        if all(ask.ids is asks[0].ids for ask in asks):  # as a rule: then once for all
-            asks[0].ids.forbid(logits)
-            return list(rows)
-        return [
-            ask.ids.forbid(row[:, : ask.ids.width]) for ask, row in zip(asks, rows, strict=True)
-        ]
+        raw = torch.mm(hidden, net.head[:, :width])
+        sizes = [len(ask.span.wanted) for ask in asks]
+        first = asks[0].ids
+        if all(ask.draft is None and ask.ids is first for ask in asks):  # then once for all
+            return list(torch.split(first.forbid(raw.float().to(first.device)), sizes))
+        answers = []
+        for ask, row in zip(asks, torch.split(raw, sizes), strict=True):
+            if ask.draft is not None:
+                answers.append(ask.draft.accepted(row))
+            else:
+                own = row[:, : ask.ids.width].float().to(ask.ids.device)
+                answers.append(ask.ids.forbid(own))
+        return answers
 
 
 class AllowedIds:
@@ -75,6 +83,20 @@ class AllowedIds:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A greedy draft and what it was taken from: see `decode.types.AcceptingVerifier.accept`."""
+
+    ids: Tensor
+    d: Tensor
+    weight: float
+
+    def accepted(self, raw: Tensor) -> Tensor:
+        """How long a prefix is accepted, [1] int64, by the verifier's raw logits [m - 1, vocab]."""
+        count = self.ids.new_full((1,), len(self.ids))
+        return fused.accepted(self.d, raw.to(self.d.device), self.ids, count, self.weight)
+
+
+@dataclass(frozen=True)
 class Ask:
     """What a row wants of a model.
 
@@ -82,11 +104,14 @@ class Ask:
         model: which one.
         span: the positions to run in the row's slot, and the outputs wanted.
         ids: those that may be produced.
+        draft: to be judged by these outputs; None where the answer is the outputs' own logits,
+            [len(span.wanted), vocab] float32.
     """
 
     model: BatchModel
     span: Span
     ids: AllowedIds
+    draft: Draft | None = None
 
 
 Answers = Callable[[Ask], Tensor]
@@ -111,11 +136,13 @@ class _RowModel:
         """Forget keys and values at and after `length`."""
         self.model.cache.crop(self.row, length)
 
-    def _logits(self, tokens: Tensor, start: int, first: int, last: int) -> Tensor:
-        """Run `tokens` from `start` on; the logits made at positions first .. last - 1."""
+    def _logits(
+        self, tokens: Tensor, start: int, first: int, last: int, draft: Draft | None = None
+    ) -> Tensor:
+        """Run `tokens` from `start` on; what is made at positions first .. last - 1, see `Ask`."""
         # The row writes to its canvas only after the answer, so a view of it is enough.
         span = Span(self.row, tokens[start:], start, range(first - start, last - start))
-        return self._ask(Ask(self.model, span, self.ids))
+        return self._ask(Ask(self.model, span, self.ids, draft))
 
 
 class RowDenoiser(_RowModel):
@@ -163,6 +190,22 @@ class RowVerifier(_RowModel):
         return self._logits(tokens, start, first - 1, len(tokens))
 
 
+class JudgingRowVerifier(RowVerifier):
+    """The same behind :class:`apdcli.decode.types.AcceptingVerifier`."""
+
+    def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
+        """See the protocol. Of no row an array of float32 logits or of a mixture is made."""
+        first = len(tokens) - len(draft) + 1
+        judged = Draft(draft, d, weight)
+        return self._logits(tokens, self.length, first, len(tokens), judged)
+
+
+def judges(net: Transformer) -> bool:
+    """Whether a verifier's rows judge drafts themselves: where kernels do it in one pass."""
+    device = net.model.embed_tokens.weight.device
+    return not verifies_less(net) and fused.usable(device)
+
+
 class BatchPair:
     """A pair's networks with cache slots for a number of rows."""
 
@@ -206,6 +249,7 @@ class RowPair(LoadedPair):
         ids = self.batch.ids(self.allowed_ids, self.device)
         verifier = None
         if self.verifier is not None and self.batch.verifier is not None:
-            verifier = RowVerifier(self.batch.verifier, self.row, ids, self.ask)
+            kind = JudgingRowVerifier if judges(self.verifier) else RowVerifier
+            verifier = kind(self.batch.verifier, self.row, ids, self.ask)
         denoiser = RowDenoiser(self.batch.denoiser, self.row, ids, self.ask)
         return self.wrap(Pair(denoiser, verifier))

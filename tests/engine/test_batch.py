@@ -23,7 +23,7 @@ from torch import Tensor
 import apdcli
 from apdcli.decode.params import STRATEGIES, make_params
 from apdcli.decode.types import Finished, Pair, StepEvent
-from apdcli.engine import batch
+from apdcli.engine import batch, batch_models, eager, fused
 from apdcli.engine.batch import RowResult, run_batch
 from apdcli.engine.batch_models import BatchModel
 from apdcli.engine.batch_turns import Turns
@@ -203,6 +203,64 @@ def test_no_row_parts_on_the_embedded_pair(demo: LoadedPair, strategy: str, size
     prompts = [*PROMPTS[:3], "Sort these numbers: 9 4 7 1 3", "Tell me a short story.", "Hello!"]
     values = {"max_tokens": 16, **SMALL.get(strategy, {})}
     assert assert_as_alone([asked(demo, p, strategy, **values) for p in prompts], size) == 0
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """As with a GPU's kernels: no draft by parts, rows of the verifier judge them.
+
+    Returns:
+        The length of every draft judged so.
+    """
+    seen: list[int] = []
+    inner = batch_models.Draft.accepted
+
+    def accepted(draft: batch_models.Draft, raw: Tensor) -> Tensor:
+        count = inner(draft, raw)
+        assert (len(raw), count.shape) == (len(draft.ids) - 1, (1,))
+        seen.append(len(draft.ids))
+        return count
+
+    monkeypatch.setattr(batch_models.Draft, "accepted", accepted)
+    monkeypatch.setattr(batch_models, "judges", lambda net: True)
+    for module in (batch_models, eager):
+        monkeypatch.setattr(module, "verifies_less", lambda net: False)
+    return seen
+
+
+def test_rows_that_judge_drafts_accept_what_they_accept_alone(
+    demo: LoadedPair, judged: list[int]
+) -> None:
+    weights = (0.0, 0.5, 0.9, 1.0)
+    greedy = [
+        asked(demo, PROMPTS[n], mixture_weight=weight, max_lookahead=5 + 3 * n)
+        for n, weight in enumerate(weights)
+    ]
+    assert assert_as_alone(greedy, 4) == 0
+    # The first drafts; with R = 1 nobody is asked.
+    assert {5, 8, 11} <= set(judged)
+
+
+def test_some_rows_judge_drafts_where_others_want_logits(
+    demo: LoadedPair, judged: list[int]
+) -> None:
+    others = [("apd", 0.8), ("autoregressive", 0.0), ("dico", 0.0), ("apd", 0.0)]
+    mixed = [
+        asked(demo, text, name, temperature=temperature)
+        for text, (name, temperature) in zip(PROMPTS, others, strict=False)
+    ]
+    assert assert_as_alone(mixed, 4) == 0
+    assert judged
+
+
+def test_only_kernels_judge(pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pair.verifier is not None
+    monkeypatch.setattr(fused, "usable", lambda device: True)
+    assert not batch_models.judges(pair.verifier)  # on a CPU drafts are verified by parts
+    monkeypatch.setattr(batch_models, "verifies_less", lambda net: False)
+    assert batch_models.judges(pair.verifier)
+    monkeypatch.setattr(fused, "usable", lambda device: False)
+    assert not batch_models.judges(pair.verifier)
 
 
 def test_logits_are_those_of_the_row_alone(pair: LoadedPair) -> None:
