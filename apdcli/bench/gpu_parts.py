@@ -152,8 +152,9 @@ COUNTS = (
     "the products' workspaces, not what graphs keep reserved between replays) less the weights, "
     "or on a CPU what the process took more than before, over kv_bytes, keys and values of both "
     "models for all positions of the context, and arrays_bytes, two arrays [M, vocab] of float32. "
-    "reserved_peak_bytes: the most that torch had taken from the device for all of it, weights, fragments and graphs included; "
-    "graph_pools_bytes: what of it the graphs' own pools hold at the end"
+    "reserved_peak_bytes: the most that torch had taken from the device for all of it, weights, "
+    "fragments and graphs included; graph_pools_bytes: what of it the graphs' own pools hold at "
+    "the end"
 )
 
 
