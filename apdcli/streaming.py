@@ -27,7 +27,8 @@ def stream_text(
     pieces joined are the `text` of :func:`apdcli.generate`. A step that settles nothing yields
     nothing. Closing it early leaves the pair ready for the next prompt.
 
-    Takes what :func:`apdcli.generate` takes, and raises the same, before the first step.
+    Takes what :func:`apdcli.generate` takes, and raises the same, before the first step. The seed
+    is 0 unless given, so that the same call gives the same text; None: a new one each call.
     """
     return _pieces(request_of(pair, prompt, raw, settings))
 

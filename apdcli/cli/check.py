@@ -14,12 +14,13 @@ from typing import Any
 from apdcli.cli.report import before_a_run, settings_line
 from apdcli.decode.params import make_params
 from apdcli.engine.device import resolve_device
-from apdcli.engine.pair import check_agreement
+from apdcli.engine.pair import check_agreement, stop_ids
 from apdcli.load.hub import resolve_model
 from apdcli.load.layout import Layout, Role, check_layout, check_role
 from apdcli.load.profile import Profile, check_strategy
 from apdcli.load.quantize import check_quantize
 from apdcli.load.settings import Settings, chosen_profile, resolve_settings
+from apdcli.load.spare_head import spare_head
 from apdcli.load.tokenizer import load_tokenizer
 from apdcli.load.weights import resolve_dtype
 from apdcli.models.formats import planned_bytes
@@ -44,11 +45,12 @@ class ModelReport:
 
 @dataclass(frozen=True)
 class Report:
-    """A profile that can run."""
+    """A profile that can run; `notes` say what may surprise."""
 
     profile: Profile
     settings: Settings
     models: tuple[ModelReport, ...]
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -57,6 +59,7 @@ class Report:
             "path": str(self.profile.path),
             "models": [asdict(model) for model in self.models],
             "settings": self.settings.as_json(),
+            "notes": list(self.notes),
         }
 
     def rows(self) -> list[tuple[str, str]]:
@@ -70,7 +73,8 @@ class Report:
                 f"context {model.context}"
             )
             rows.append(("", what))
-        return [*rows, ("settings", settings_line(self.settings)), ("ready", "yes")]
+        rows.append(("settings", settings_line(self.settings)))
+        return [*rows, *(("note", note) for note in self.notes), ("ready", "yes")]
 
 
 def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
@@ -101,8 +105,13 @@ def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
     tokenizers = [load_tokenizer(layout.folder) for layout in layouts.values()]
     if len(tokenizers) == 2:
         check_agreement(*tokenizers)
+    writer = tokenizers[0]  # the denoiser's makes the prompt and ends the answer
+    stop_ids(writer, layouts["denoiser"].config)
+    writer.check_chat(settings.system)
+    notes = [] if writer.has_chat_template else [f"{writer.folder} has no chat template: use --raw"]
+    notes += [note for layout in layouts.values() if (note := spare_head(layout))]
     models = tuple(_model(role, layout, settings) for role, layout in layouts.items())
-    return Report(profile, before_a_run(settings), models)
+    return Report(profile, before_a_run(settings), models, tuple(notes))
 
 
 def _model(role: str, layout: Layout, settings: Settings) -> ModelReport:

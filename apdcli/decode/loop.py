@@ -5,6 +5,7 @@ Owns the canvas, the counting and the stopping; knows nothing of how tokens are 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from apdcli.decode.precision import own_precision
 from apdcli.decode.types import (
     AcceptingVerifier,
     Canvas,
@@ -24,6 +26,7 @@ from apdcli.decode.types import (
     Strategy,
     Verifier,
 )
+from apdcli.errors import ModelError
 
 
 class Counts:
@@ -50,7 +53,10 @@ class _CountedDenoiser:
     def logits(self, tokens: Tensor, start: int, first: int, *, keep_after: bool = False) -> Tensor:
         self.counts.denoiser_forwards += 1
         self.counts.tokens_forwarded += tokens.shape[0] - start
-        return self.inner.logits(tokens, start, first, keep_after=keep_after)
+        logits = self.inner.logits(tokens, start, first, keep_after=keep_after)
+        if self.counts.denoiser_forwards == 1:
+            _check_numbers(logits, "denoiser")
+        return logits
 
 
 class _CountedVerifier:
@@ -66,7 +72,10 @@ class _CountedVerifier:
 
     def logits(self, tokens: Tensor, first: int) -> Tensor:
         self._count(tokens)
-        return self.inner.logits(tokens, first)
+        logits = self.inner.logits(tokens, first)
+        if self.counts.verifier_forwards == 1:
+            _check_numbers(logits, "verifier")
+        return logits
 
     def _count(self, tokens: Tensor) -> None:
         self.counts.verifier_forwards += 1
@@ -79,6 +88,18 @@ class _CountedAcceptingVerifier(_CountedVerifier):
     def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
         self._count(tokens)
         return self.inner.accept(tokens, draft, d, weight)
+
+
+def _check_numbers(logits: Tensor, role: str) -> None:
+    """Raise ModelError where the first row of a model's first logits [n, vocab] is no numbers.
+
+    One weight that is NaN makes all of them NaN: its texts would be nothing or anything.
+    """
+    if not math.isfinite(logits[0].amax().item()):
+        raise ModelError(
+            f"the {role}'s logits are not numbers: its weights are damaged (download them again), "
+            "or its dtype cannot hold what it computes (float32 can)"
+        )
 
 
 def _counted(verifier: Verifier, counts: Counts) -> Verifier:
@@ -124,7 +145,7 @@ def decode(
         if interrupted():
             reason = "interrupted"
             break
-        with inference:
+        with inference, own_precision():
             commit = strategy.step(canvas, counted)
             if not stop_ids.isdisjoint(commit.ids):
                 placed = zip(commit.positions, commit.ids, strict=True)

@@ -25,7 +25,7 @@ from apdcli.decode.strategies import make_strategy
 from apdcli.decode.strategies.window import SlidingWindow
 from apdcli.decode.types import Canvas, Finished, Pair, StepEvent
 from apdcli.engine.pair import LoadedPair
-from apdcli.engine.session import Generation, Request, prepare, with_room
+from apdcli.engine.session import Generation, Request, prepare, with_room, with_seed
 from apdcli.errors import PromptError
 from apdcli.load.settings import Settings, resolve_settings
 
@@ -236,7 +236,7 @@ class Conversation:
         Raises:
             ParameterError, UnknownParameterError, UsageError, PromptError: as `generate`.
         """
-        flags = {"device": str(self.pair.device), **settings}
+        flags = {"device": str(self.pair.device), **with_seed(settings)}
         request = self.prepare(message, resolve_settings(self.pair.profile, flags, {}))
         done = request.result(list(request.events()))
         self.add(request, done.text)

@@ -6,6 +6,7 @@ it came.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -17,7 +18,15 @@ from apdcli.decode.params import SHARED_FIELDS, make_params, strategy_info
 from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Finished, StepEvent
 from apdcli.engine.pair import LoadedPair
-from apdcli.engine.session import Generation, Request, Usage, check_pair, refuse_loading, with_room
+from apdcli.engine.session import (
+    Generation,
+    Request,
+    Usage,
+    check_pair,
+    refuse_loading,
+    with_room,
+    with_seed,
+)
 from apdcli.errors import PromptError
 from apdcli.load.fill_settings import fill_settings
 from apdcli.load.settings import Settings
@@ -154,7 +163,8 @@ def fill(
         marker: what stands for a gap in `text`.
         gap: tokens that each gap takes.
         settings: strategy (one that decodes in any order; dico unless the profile has such a one),
-            the strategy's own parameters, temperature, top_k, top_p, seed.
+            the strategy's own parameters, temperature, top_k, top_p, seed (0 unless given, so that
+            the same call gives the same text; None: a new one each call).
 
     Raises:
         UsageError: a strategy that goes from left to right, max_tokens, stop or system.
@@ -162,7 +172,10 @@ def fill(
         PromptError: no text, no gap, or no room in the context.
     """
     check_pair(pair)
-    resolved = fill_settings(pair.profile, {**settings, "marker": marker, "gap": gap}, {})
+    if not isinstance(text, str):
+        raise PromptError(f"text = {reprlib.repr(text)}: it must be a str")
+    given = with_seed(settings)
+    resolved = fill_settings(pair.profile, {**given, "marker": marker, "gap": gap}, {})
     refuse_loading(settings, resolved)
     request = prepare_fill(pair, text, resolved)
     return cast("Filled", request.result(list(request.events())))

@@ -8,11 +8,12 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from apdcli.decode.precision import own_precision
 from apdcli.decode.types import Pair
 from apdcli.engine.choice import make_models, resolve_engine
 from apdcli.engine.device import check_dtype, is_full, no_room, resolve_device
@@ -33,9 +34,14 @@ from apdcli.load.quantize import check_quantize
 from apdcli.load.settings import Settings, resolve_settings
 from apdcli.load.tokenizer import Tokenizer
 from apdcli.load.weights import load_transformer
+from apdcli.models.config import ModelConfig
 from apdcli.models.transformer import Transformer
 
 Message = Mapping[str, str]
+_NOT_COPIED = (
+    "the models of a {} stay where they were loaded: it is neither pickled nor copied; "
+    "load it in each process with apdcli.{}(...), threads may share one"
+)
 _A_MODEL = "a model's folder or an id of the hub, org/name"
 
 
@@ -60,6 +66,9 @@ class LoadedPair:
     allowed_ids: tuple[int, ...]
     stop_ids: frozenset[int]
     engine: str = field(default="eager", kw_only=True)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(_NOT_COPIED.format("LoadedPair", "load_pair"))
 
     def __repr__(self) -> str:
         nets = {"denoiser": self.denoiser, "verifier": self.verifier}
@@ -175,8 +184,10 @@ def load_models(profile: Profile, settings: Settings) -> LoadedPair:
         ModelError, DeviceError: as :func:`load_pair`.
     """
     denoiser_folder = _resolve(profile.denoiser, profile)
-    check_role("denoiser", read_config(denoiser_folder), denoiser_folder)
+    denoiser_config = read_config(denoiser_folder)
+    check_role("denoiser", denoiser_config, denoiser_folder)
     tokenizer = tokenizers.load_tokenizer(denoiser_folder)
+    stops = stop_ids(tokenizer, denoiser_config)
     shared: Iterable[int] = tokenizer.defined_ids
     verifier_folder = None
     if profile.verifier is not None:
@@ -200,7 +211,7 @@ def load_models(profile: Profile, settings: Settings) -> LoadedPair:
         denoiser=denoiser,
         verifier=verifier,
         allowed_ids=tuple(i for i in shared if i < width and i != denoiser.config.mask_id),
-        stop_ids=tokenizer.stop_ids | set(denoiser.config.stop_ids),
+        stop_ids=stops,
         engine=engine,
     )
 
@@ -213,6 +224,21 @@ def check_agreement(denoiser: Tokenizer, verifier: Tokenizer) -> None:
             f"denoiser and verifier need one tokenizer, but theirs differ: {difference}; "
             "choose a verifier made for the denoiser's tokenizer"
         )
+
+
+def stop_ids(tokenizer: Tokenizer, config: ModelConfig) -> frozenset[int]:
+    """Ids that end an answer of a denoiser.
+
+    Raises:
+        ModelError: the mask is among them, or a file that names them is damaged.
+    """
+    ids = tokenizer.stop_ids | set(config.stop_ids)
+    if config.mask_id in ids:
+        raise ModelError(
+            f"{tokenizer.folder}: token {config.mask_id} is the mask by its config.json and ends "
+            "a text by its other files; a mask cannot end a text"
+        )
+    return ids
 
 
 def _resolve(spec: ModelSection, profile: Profile) -> Path:
@@ -237,6 +263,9 @@ class LoadedDenoiser:
         device = net.model.embed_tokens.weight.device
         defined = (i for i in tokenizer.defined_ids if i < width)
         self._banned = banned_ids(defined, width, device)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(_NOT_COPIED.format("LoadedDenoiser", "load_denoiser"))
 
     def __repr__(self) -> str:
         context = self.net.config.max_positions
@@ -267,7 +296,7 @@ class LoadedDenoiser:
         if outside:
             raise PromptError(f"id {outside[0]} is outside the vocabulary of {config.vocab_size}")
         device = self.net.model.embed_tokens.weight.device
-        with torch.inference_mode():
+        with torch.inference_mode(), own_precision():
             engine = EagerDenoiser(self.net, self._banned, len(tokens))
             return engine.logits(torch.tensor(tokens, device=device), 0, 0).cpu()
 

@@ -5,6 +5,7 @@ Knows nothing of terminals; whoever prints consumes the events.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -252,8 +253,9 @@ def stream(
 ) -> Iterator[StepEvent | Finished]:
     """Decode a prompt, yielding a StepEvent for each step and then Finished.
 
-    Takes what :func:`generate` takes; everything is checked before the first step. The text alone,
-    as it settles: :func:`apdcli.stream_text`.
+    Takes what :func:`generate` takes; everything is checked before the first step. The seed is 0
+    unless given, so that the same call gives the same events; None: a new one each call. The text
+    alone, as it settles: :func:`apdcli.stream_text`.
     """
     return request_of(pair, prompt, raw, settings).events()
 
@@ -270,6 +272,8 @@ def generate(pair: LoadedPair, prompt: Prompt, *, raw: bool = False, **settings:
             parameters (mixture_weight, recompute_window, max_lookahead, ...), max_tokens,
             temperature, top_k, top_p, seed, stop (a list of strings), system. What is not given
             comes from the profile, else from the defaults in `apdcli.decode.params`.
+            seed is 0 unless given, so that the same call gives the same text; None: a new one
+            each call.
 
     Raises:
         ParameterError, UnknownParameterError: naming the field, and the range or the known names.
@@ -286,6 +290,7 @@ def request_of(pair: LoadedPair, prompt: Prompt, raw: bool, settings: Mapping[st
     check_pair(pair)
     if not isinstance(raw, bool):
         raise ParameterError("raw", raw, "True or False")
+    settings = with_seed(settings)
     # What was tuned for a device holds where the pair really is, whatever its profile asks for.
     flags = {**settings, **dict.fromkeys(_OF_LOADING), "device": str(pair.device)}
     _refuse_system(settings.get("system"), prompt, raw)
@@ -302,6 +307,13 @@ def _refuse_system(system: object, prompt: Prompt, raw: bool) -> None:
         raise UsageError("system does not go with raw=True: a raw text stands as it is")
     if not isinstance(prompt, str) and any(m["role"] == "system" for m in as_messages(prompt)):
         raise UsageError("the messages hold a system message, and system gives another: give one")
+
+
+def with_seed(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a call, with a new seed where it asks for one by `seed=None`."""
+    if "seed" in settings and settings["seed"] is None:
+        return {**settings, "seed": secrets.randbelow(2**32)}
+    return settings
 
 
 def check_pair(pair: object) -> None:

@@ -35,7 +35,7 @@ class ChatTemplate:
         """The text of a conversation.
 
         Raises:
-            ModelError: the template itself is not valid Jinja.
+            ModelError: the template itself is not valid Jinja, or is empty.
             PromptError: the template refuses these messages, or they are not messages.
         """
         import jinja2
@@ -63,6 +63,11 @@ class ChatTemplate:
                 f"{self.where}: the chat template refuses these messages ({one_line(error)}); "
                 "--raw does without it"
             ) from error
+        if not text:
+            raise ModelError(
+                f"{self.where}: the chat template writes nothing for these messages; "
+                "--raw does without it"
+            )
         return str(text)
 
 

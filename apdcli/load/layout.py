@@ -5,8 +5,8 @@ Reads config.json and the safetensors headers, never a weight's values, and load
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from apdcli.errors import ModelError
 from apdcli.load.files import AGAIN, one_line, read_json, require_folder
 from apdcli.models.config import ModelConfig
-from apdcli.models.names import HEAD, file_name, weight_shapes
+from apdcli.models.names import HEAD, file_name, layer_prefix, weight_shapes
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -41,12 +41,14 @@ class Layout:
         config: the parsed config.json.
         entries: the core's parameter name -> (name in the file, where and how it is stored).
         files: the safetensors files, in the order they are read.
+        ignored: tensors that are stored and not used, by their names in the files.
     """
 
     folder: Path
     config: ModelConfig
     entries: dict[str, tuple[str, Entry]]
     files: tuple[Path, ...]
+    ignored: Mapping[str, Entry] = field(default_factory=dict)
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -113,7 +115,9 @@ def check_layout(folder: Path) -> Layout:
                 raise ModelError(f"tensor {name} is in {found[name].file} and again in {file}")
             found[name] = entry
     entries = _match(folder, config, found, indexed)
-    return Layout(folder, config, entries, files)
+    used = {name for name, _ in entries.values()}
+    ignored = {name: entry for name, entry in found.items() if name not in used}
+    return Layout(folder, config, entries, files, ignored)
 
 
 def read_header(file: Path) -> dict[str, Entry]:
@@ -201,6 +205,7 @@ def _match(
     folder: Path, config: ModelConfig, found: dict[str, Entry], indexed: dict[str, Path]
 ) -> dict[str, tuple[str, Entry]]:
     """Pair what the config asks for with what the files hold, or say everything that differs."""
+    _check_layers(folder, config, found)
     wanted = {file_name(config.family, core): core for core in weight_shapes(config)}
     shapes = weight_shapes(config)
     missing, misshapen = [], []
@@ -225,6 +230,17 @@ def _match(
         where = folder / (INDEX if indexed else SINGLE)
         raise ModelError(f"{where}: wrong tensors for this {CONFIG}; {'; '.join(problems)}")
     return {core: (name, found[name]) for name, core in wanted.items()}
+
+
+def _check_layers(folder: Path, config: ModelConfig, found: Iterable[str]) -> None:
+    """Refuse more layers than the files hold, before a list of what they lack is made."""
+    prefix = layer_prefix(config.family)
+    stored = {name[len(prefix) :].split(".")[0] for name in found if name.startswith(prefix)}
+    if config.num_layers > len(stored):
+        raise ModelError(
+            f"{folder / CONFIG}: {config.layers_key} is {config.num_layers}, and the weights have "
+            f"{len(stored)} layer{'s' if len(stored) != 1 else ''}: {AGAIN}"
+        )
 
 
 def _some(names: Sequence[str]) -> str:

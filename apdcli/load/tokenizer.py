@@ -18,7 +18,7 @@ from apdcli.load.textstream import TextStream
 
 __all__ = ["TextStream", "Tokenizer", "load_tokenizer"]
 
-_PROBE = "apdprobe"  # stands for an answer when the template is asked how it ends one
+_PROBE = "apdprobe"  # stands for a text when the template is asked what it makes of one
 _PRIVATE = range(0xF0000, 0xFFFFE)  # characters that no text means anything by
 
 
@@ -61,6 +61,10 @@ class Tokenizer:
         self._special_texts = tuple(self._text[index] for index in sorted(self.special_ids))
         source = files.template_source(folder)
         self._template = ChatTemplate(source[0], str(source[1]), roles) if source else None
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Path]]:
+        """Pickled and copied by its folder, and read from there again."""
+        return Tokenizer, (self.folder,)
 
     def __repr__(self) -> str:
         return f"Tokenizer({str(self.folder)!r}: {len(self._text):,} tokens)"
@@ -175,6 +179,26 @@ class Tokenizer:
         if self._template is None:
             raise PromptError(f"{self.folder} has no chat template; use --raw (raw=True)")
         return self._template.render(messages, add_generation_prompt)
+
+    def check_chat(self, system: str | None = None) -> None:
+        """Render one message with the chat template, if there is one.
+
+        Args:
+            system: a system message that is to stand before it.
+
+        Raises:
+            ModelError: the template is not valid, or the message is not in what it writes.
+            PromptError: it refuses the messages.
+        """
+        if self._template is None:
+            return
+        messages = [{"role": "system", "content": system}] if system else []
+        text = self.chat_text([*messages, {"role": "user", "content": _PROBE}])
+        if _PROBE not in text:
+            raise ModelError(
+                f"{self._template.where}: the chat template leaves out what the user says; "
+                "--raw does without it"
+            )
 
     @cached_property
     def vocab_size(self) -> int:

@@ -81,13 +81,18 @@ def template_source(folder: Path) -> tuple[str, Path] | None:
 
 
 def eos_ids(folder: Path) -> set[int]:
-    """End-of-text ids of generation_config.json and config.json."""
+    """End-of-text ids of generation_config.json and config.json.
+
+    Raises:
+        ModelError: one of them is damaged, or what it gives is no id.
+    """
     ids: set[int] = set()
     for file in ("generation_config.json", "config.json"):
         value = read_json_if_there(folder / file).get("eos_token_id")
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, int) and not isinstance(item, bool):
-                ids.add(item)
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+            raise ModelError(f"{folder / file}: eos_token_id must be token ids, not {value!r}")
+        ids.update(items)
     return ids
 
 
@@ -118,7 +123,9 @@ def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]
 def _from_json(path: Path, added: dict[int, AddedToken]) -> tokenizers.Tokenizer:
     table = read_json(path)
     model = table.get("model")
-    kind = model.get("type") if isinstance(model, dict) else None
+    if not isinstance(model, dict):
+        raise ModelError(f"{path} is damaged (it holds no model): {AGAIN}")
+    kind = model.get("type")
     if "ByteLevel" not in repr(table.get("decoder")) or kind not in ("BPE", None):
         raise ModelError(f"{path}: only byte-level BPE tokenizers are supported")
     try:

@@ -5,6 +5,7 @@ Knows nothing of files: `load.weights` reads the JSON and passes the dictionary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,16 @@ class ModelConfig:
     stop_ids: tuple[int, ...] = ()
 
     @property
+    def layers_key(self) -> str:
+        """What the family's config.json calls `num_layers`."""
+        return "n_layers" if self.family == "llada" else "num_hidden_layers"
+
+    @property
+    def tied_key(self) -> str:
+        """What the family's config.json calls `tied`."""
+        return "weight_tying" if self.family == "llada" else "tie_word_embeddings"
+
+    @property
     def num_parameters(self) -> int:
         """Trainable numbers in the model; a tied head counts once."""
         h, kv = self.hidden_size, self.num_kv_heads * self.head_dim
@@ -81,6 +92,7 @@ class ModelConfig:
 
     def _check(self, where: str) -> None:
         problem = ""
+        unwritten = [i for i in self.stop_ids if not 0 <= i < self.vocab_size]
         if self.num_heads % self.num_kv_heads:
             problem = (
                 f"num_attention_heads ({self.num_heads}) is not a multiple of "
@@ -90,6 +102,12 @@ class ModelConfig:
             problem = f"the head size ({self.head_dim}) is odd, RoPE needs an even one"
         elif self.mask_id is not None and not 0 <= self.mask_id < self.vocab_size:
             problem = f"mask_token_id ({self.mask_id}) is not below vocab_size ({self.vocab_size})"
+        elif unwritten:
+            problem = f"eos_token_id ({unwritten[0]}) is not below vocab_size ({self.vocab_size})"
+        elif self.mask_id in self.stop_ids:
+            problem = (
+                f"mask_token_id and eos_token_id are both {self.mask_id}: a mask cannot end a text"
+            )
         if problem:
             raise ModelError(f"{where}: {problem}")
 
@@ -111,7 +129,7 @@ class _Reader:
     def number(self, key: str, default: float | None = None) -> float:
         value = self.config.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_size(value):
             raise ModelError(f"{self.where}: {key} must be a positive number, not {value!r}")
         return float(value)
 
@@ -139,6 +157,14 @@ class _Reader:
             raise ModelError(
                 f"{self.where}: {key} = {self.config[key]!r} is not supported ({reason})"
             )
+
+
+def _is_size(value: float) -> bool:
+    """Whether a number is above 0 and a float can hold it; JSON's may be NaN or of 400 digits."""
+    try:
+        return 0.0 < float(value) < math.inf
+    except OverflowError:
+        return False
 
 
 def _rope_theta(reader: _Reader) -> float:

@@ -5,6 +5,7 @@ The arithmetic with them is `models.quantized`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 from apdcli.models.config import ModelConfig
@@ -33,7 +34,8 @@ def format_of(parameter: str, quantize: str) -> str:
 
 def unfit(config: ModelConfig, quantize: str) -> str | None:
     """Why a model cannot be kept so, in words; None where it can."""
-    for parameter, shape in weight_shapes(config).items():
+    # All layers are alike, and a config.json that nobody compared yet may ask for a billion.
+    for parameter, shape in weight_shapes(replace(config, num_layers=1)).items():
         if format_of(parameter, quantize) == "int4" and shape[1] % GROUP:
             name = parameter.removesuffix(".weight")
             return f"{name} has {shape[1]} inputs, which are no multiple of {GROUP}; use int8"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from apdcli.models.config import ModelConfig
 
-HEAD = "lm_head.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_LAYER = "model.layers."
 
 # family -> ((piece of the core's name, piece of the file's name), ...), applied in order.
 _RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -38,13 +39,18 @@ def file_name(family: str, core_name: str) -> str:
     return core_name
 
 
+def layer_prefix(family: str) -> str:
+    """What stands before a layer's number in the names of `family`'s files."""
+    return file_name(family, _LAYER)
+
+
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter of the core by name, with its shape; a tied head has none of its own."""
     hidden, inner = config.hidden_size, config.intermediate_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
     for index in range(config.num_layers):
-        at = f"model.layers.{index}."
+        at = f"{_LAYER}{index}."
         for name, rows in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
             shapes[f"{at}self_attn.{name}.weight"] = (rows, hidden)
             if config.qkv_bias:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from apdcli.load.device_name import device_name
-from tests.cli.conftest import Apd, MakeProfile
+from tests.cli.conftest import DATA, Apd, MakeProfile
 
 SHIPPED = [
     "demo",
@@ -210,6 +213,104 @@ def test_check_says_what_would_run(apd: Apd, profile: Path) -> None:
     denoiser, verifier = found["models"]
     assert denoiser["parameters"] * 4 == denoiser["bytes_loaded"]
     assert (denoiser["context"], verifier["family"]) == (1024, "qwen2")
+
+
+MakeBroken = Callable[[str, dict[str, str]], Path]
+
+
+@pytest.fixture
+def broken(make_profile: MakeProfile, tmp_path: Path) -> MakeBroken:
+    """broken(role, {file: text}): a profile on a copy of the pair with these files in one model."""
+
+    def make(role: str, files: dict[str, str]) -> Path:
+        folder = tmp_path / "broken"
+        shutil.copytree(DATA / role, folder, copy_function=shutil.copyfile)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        return make_profile(**{role: folder})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("generation_config.json", "["),
+        ("generation_config.json", '{"eos_token_id": "x"}'),
+        ("generation_config.json", '{"eos_token_id": 3}'),
+        ("chat_template.jinja", "{% for m in messages %}{{ m.content }"),
+        ("chat_template.jinja", "{{ raise_exception('no') }}"),
+        ("chat_template.jinja", ""),
+    ],
+)
+def test_check_refuses_what_generate_refuses(
+    apd: Apd, broken: MakeBroken, tmp_path: Path, file: str, text: str
+) -> None:
+    path = broken("denoiser", {file: text})
+    checked, ran = apd("profiles", "check", path), apd("generate", "-p", path, "hi")
+    assert (checked.status, ran.status) == (1, 1)
+    assert checked.complaint == ran.complaint
+    assert str(tmp_path / "broken") in checked.complaint
+
+
+def test_check_refuses_a_template_that_leaves_out_the_message(
+    apd: Apd, broken: MakeBroken, tmp_path: Path
+) -> None:
+    path = broken("denoiser", {"chat_template.jinja": "hello"})
+    assert str(tmp_path / "broken/chat_template.jinja") in apd("profiles", "check", path).complaint
+
+
+def test_the_verifiers_own_ends_and_template_are_not_asked_for(
+    apd: Apd, broken: MakeBroken
+) -> None:
+    path = broken("verifier", {"generation_config.json": "[", "chat_template.jinja": "{"})
+    assert apd("profiles", "check", path).out.endswith("ready     yes\n")
+    assert apd("generate", "-p", path, "hi").status == 0
+
+
+def test_check_notes_a_missing_template(apd: Apd, broken: MakeBroken, tmp_path: Path) -> None:
+    path = broken("denoiser", {})
+    folder = tmp_path / "broken"
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    table = json.loads((folder / "tokenizer_config.json").read_text())
+    table.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(table))
+    ran = apd("profiles", "check", path)
+    assert ran.out.endswith(f"note      {folder} has no chat template: use --raw\nready     yes\n")
+    found = json.loads(apd("profiles", "check", path, "--json").out)
+    assert found["notes"] == [f"{folder} has no chat template: use --raw"]
+    assert "use --raw" in apd("generate", "-p", path, "hi").complaint
+    assert apd("generate", "-p", path, "--raw", "hi").status == 0
+
+
+def test_check_notes_a_head_that_is_not_used(apd: Apd, broken: MakeBroken, tmp_path: Path) -> None:
+    path = broken("verifier", {})
+    file = tmp_path / "broken/model.safetensors"
+    tensors = load_file(file)
+    assert "lm_head.weight" not in tensors  # the reference verifier's is tied
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, file)
+    *_, note, ready = apd("profiles", "check", path).out.splitlines()
+    assert note.startswith(f"note      lm_head.weight in {file} is not used")
+    assert ready == "ready     yes"
+
+
+@pytest.mark.parametrize("role", ["denoiser", "verifier"])
+def test_weights_that_are_not_numbers_give_one_line(
+    apd: Apd, broken: MakeBroken, tmp_path: Path, role: str
+) -> None:
+    path = broken(role, {})
+    file = tmp_path / "broken/model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.up_proj.weight"].fill_(float("nan"))
+    save_file(tensors, file)
+    for more in ([], ["-t", "1"], ["--engine", "eager"]):
+        ran = apd("generate", "-p", path, "hi", *more)
+        assert ran.status == 1
+        assert f"the {role}'s logits are not numbers" in ran.complaint
+    if role == "denoiser":
+        assert "not numbers" in apd("fill", "-p", path, "a ___ b").complaint
+        assert "not numbers" in apd("generate", "-p", path, "hi", "-S", "dico").complaint
 
 
 def test_show_says_what_was_tuned_for_this_device(apd: Apd, make_profile: MakeProfile) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 import torch
 
 import apdcli
-from apdcli.decode.types import Finished
+from apdcli.decode.types import Finished, StepEvent
+from apdcli.engine.conversation import Conversation
 from tests.conftest import DATA
 
 DENOISER = DATA / "apd" / "denoiser"
@@ -68,6 +71,70 @@ def test_filling_refuses_them_too(pair: apdcli.LoadedPair) -> None:
         apdcli.fill(pair, "a [...] b", device="cpu")
     with pytest.raises(apdcli.ParameterError, match="load_pair"):
         apdcli.fill("demo", "a [...] b")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", [b"a ___ b", 3, None, ["a ___ b"], Path("a ___ b")])
+def test_only_a_text_is_filled(pair: apdcli.LoadedPair, text: Any) -> None:
+    with pytest.raises(apdcli.PromptError, match=r"^text = .*: it must be a str$"):
+        apdcli.fill(pair, text)
+
+
+def asked(pair: apdcli.LoadedPair, **settings: Any) -> list[str]:
+    """What each call of the API says with some settings."""
+    settings = {"max_tokens": 16, "strategy": "left_to_right", **settings}
+    talk = Conversation(pair).ask("Who are you?", **settings).text
+    once = apdcli.generate(pair, "Who are you?", **settings).text
+    pieces = "".join(apdcli.stream_text(pair, "Who are you?", **settings))
+    steps = (e for e in apdcli.stream(pair, "Who are you?", **settings))
+    events = [step.committed for step in steps if isinstance(step, StepEvent)]
+    settings = {**settings, "strategy": "confidence", "gap": 12}
+    del settings["max_tokens"]
+    return [talk, once, pieces, str(events), apdcli.fill(pair, "a ___ b", **settings).text]
+
+
+def test_no_seed_is_seed_0_and_none_is_a_new_one(pair: apdcli.LoadedPair) -> None:
+    first = asked(pair, temperature=100.0)
+    assert asked(pair, temperature=100.0) == first
+    assert asked(pair, temperature=100.0, seed=0) == first
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    new = asked(pair, temperature=100.0, seed=None)
+    assert all(one != other for one, other in zip(first, new, strict=True))
+    again = asked(pair, temperature=100.0, seed=None)
+    assert all(one != other for one, other in zip(again, new, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 1.5}, {"strategy": "apd"}])
+def test_the_callers_autocast_changes_nothing(
+    pair: apdcli.LoadedPair, denoiser: apdcli.LoadedDenoiser, settings: dict[str, Any]
+) -> None:
+    expected, logits = asked(pair, **settings), denoiser.logits([5, 6, 7])
+    with torch.autocast("cpu"):
+        assert asked(pair, **settings) == expected
+        assert torch.equal(denoiser.logits([5, 6, 7]), logits)
+
+
+def test_autocast_stays_as_the_reader_of_a_stream_has_it(pair: apdcli.LoadedPair) -> None:
+    expected = list(apdcli.stream_text(pair, "Who are you?", max_tokens=8))
+    pieces = apdcli.stream_text(pair, "Who are you?", max_tokens=8)
+    with torch.autocast("cpu"):
+        got = []
+        for piece in pieces:
+            assert torch.is_autocast_enabled("cpu")
+            got.append(piece)
+    assert got == expected
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("again", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_what_is_loaded_is_not_copied(
+    pair: apdcli.LoadedPair, denoiser: apdcli.LoadedDenoiser, again: Callable[[Any], Any]
+) -> None:
+    with pytest.raises(TypeError, match=r"load it in each process with apdcli\.load_pair\("):
+        again(pair)
+    with pytest.raises(TypeError, match=r"load it in each process with apdcli\.load_denoiser\("):
+        again(denoiser)
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from apdcli.errors import ModelError
 from apdcli.load.layout import check_layout, read_config
 from apdcli.load.weights import load_transformer
+from apdcli.models.formats import unfit
 from tests.load.conftest import DATA
 
 Copy = Callable[[str], Path]
@@ -154,9 +156,63 @@ def test_missing_unexpected_and_misshapen_are_all_named(copy: Copy) -> None:
 
 def test_long_lists_are_counted(copy: Copy) -> None:
     folder = copy("apd/verifier")
-    edit(folder / "config.json", num_hidden_layers=9)
-    assert "84 missing: model.layers.2." in message(folder)
-    assert "and 79 more" in message(folder)
+    file = folder / "model.safetensors"
+    stored = load_file(file)
+    kept = {name: value for name, value in stored.items() if "norm" in name}
+    save_file(kept, file)
+    assert f"{len(stored) - len(kept)} missing: model.embed_tokens.weight" in message(folder)
+    assert f"and {len(stored) - len(kept) - 5} more" in message(folder)
+
+
+@pytest.mark.parametrize("name", ["apd/verifier", "hub_dream", "hub_llada"])
+@pytest.mark.parametrize("layers", [9, 10**9, 10**30])
+def test_more_layers_than_the_files_hold_are_refused_at_once(
+    copy: Copy, name: str, layers: int
+) -> None:
+    folder = copy(name)
+    key = "n_layers" if name == "hub_llada" else "num_hidden_layers"
+    config = folder / "config.json"
+    held = json.loads(config.read_text())[key]
+    fits = unfit(read_config(folder), "int4")
+    edit(config, **{key: layers})
+    assert message(folder).startswith(
+        f"{config}: {key} is {layers}, and the weights have {held} layers: "
+    )
+    assert unfit(read_config(folder), "int4") == fits  # asked before the files are looked at
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size", "head_dim"])
+@pytest.mark.parametrize("size", [10**9, 10**30])
+def test_other_absurd_sizes_are_refused(copy: Copy, key: str, size: int) -> None:
+    folder = copy("apd/verifier")
+    edit(folder / "config.json", **{key: size})
+    text = message(folder)
+    assert "misshapen" in text
+    assert len(text) < 1500
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), 0, -1.0, True])
+def test_numbers_that_no_float_holds(copy: Copy, value: float) -> None:
+    folder = copy("hub_dream")
+    edit(folder / "config.json", rms_norm_eps=value)
+    assert "config.json: rms_norm_eps must be a positive number" in message(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"eos_token_id": 10**7}, r"eos_token_id \(10000000\) is not below vocab_size"),
+        ({"eos_token_id": [0, -1]}, r"eos_token_id \(-1\) is not below vocab_size"),
+        (
+            {"mask_token_id": 5, "eos_token_id": [4, 5]},
+            r"mask_token_id and eos_token_id are both 5",
+        ),
+    ],
+)
+def test_ids_that_cannot_end_a_text(copy: Copy, changes: dict[str, object], why: str) -> None:
+    folder = copy("apd/denoiser")
+    edit(folder / "config.json", **changes)
+    assert re.search(r"config\.json: " + why, message(folder))
 
 
 def test_a_shard_lacks_what_the_index_promises(copy: Copy) -> None:

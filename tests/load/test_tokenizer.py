@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy as copy_module
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import apdcli
-from apdcli.errors import ModelError, PromptError
+from apdcli.errors import ApdError, ModelError, PromptError
 from apdcli.load.textstream import TextStream
 from apdcli.load.tokenizer import Tokenizer, load_tokenizer
 from tests.load.conftest import DATA
@@ -37,6 +39,12 @@ def llada() -> Tokenizer:
 @pytest.fixture(scope="module")
 def small() -> Tokenizer:
     return load_tokenizer(DATA / "apd" / "denoiser")
+
+
+def through_pickle(tokenizer: Tokenizer) -> Tokenizer:
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert isinstance(again, Tokenizer)
+    return again
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -116,6 +124,8 @@ def test_named_templates_and_the_file_that_wins(copy: Copy) -> None:
     ("template", "error", "says"),
     [
         ("{% if %}", ModelError, "is not valid, line 1"),
+        ("", ModelError, "writes nothing for these messages"),
+        ("{% for m in [] %}{{ m }}{% endfor %}", ModelError, "writes nothing"),
         ("{{ raise_exception('no system\nhere') }}", PromptError, "no system here"),
         ("{{ messages[7].content }}", PromptError, "refuses these messages"),
         ("{{ ''.__class__.__mro__ }}", PromptError, "refuses these messages"),
@@ -133,6 +143,55 @@ def test_bad_templates(copy: Copy, template: str, error: type[Exception], says: 
     assert says in str(caught.value)
     assert str(folder / "chat_template.jinja") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% if %}", "is not valid"),
+        ("", "writes nothing"),
+        ("hello", "leaves out what the user says"),
+        ("{{ messages[1].content }}", "refuses these messages"),
+    ],
+)
+def test_templates_are_tried_without_a_message(copy: Copy, template: str, says: str) -> None:
+    folder = copy("hub_dream")
+    load_tokenizer(folder).check_chat()
+    load_tokenizer(folder).check_chat("You are a pirate.")
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ApdError) as caught:
+        load_tokenizer(folder).check_chat()
+    assert says in str(caught.value)
+    assert str(folder / "chat_template.jinja") in str(caught.value)
+
+
+def test_a_template_that_wants_no_system_message_is_tried_with_one(copy: Copy) -> None:
+    folder = copy("hub_dream")
+    (folder / "chat_template.jinja").write_text(
+        "{{ raise_exception('no system') if messages[0].role == 'system' }}"
+        "{{ messages[0].content }}"
+    )
+    load_tokenizer(folder).check_chat()
+    with pytest.raises(PromptError, match="no system"):
+        load_tokenizer(folder).check_chat("You are a pirate.")
+
+
+@pytest.mark.parametrize("again", [copy_module.copy, copy_module.deepcopy, through_pickle])
+def test_a_tokenizer_can_be_copied_and_pickled(
+    dream: Tokenizer, again: Callable[[Tokenizer], Tokenizer]
+) -> None:
+    expected = dream.chat(ASK)
+    assert again(dream).chat(ASK) == expected
+
+
+@pytest.mark.parametrize("value", ["x", [0, "x"], True, 1.5])
+def test_ends_that_are_no_ids(copy: Copy, value: object) -> None:
+    folder = copy("hub_dream")
+    edit(folder / "generation_config.json", eos_token_id=value)
+    with pytest.raises(
+        ModelError, match=r"generation_config\.json: eos_token_id must be token ids"
+    ):
+        _ = load_tokenizer(folder).stop_ids
 
 
 def test_helpers_that_templates_use(copy: Copy) -> None:
@@ -309,6 +368,7 @@ def test_a_verifier_without_a_token_differs(dream: Tokenizer, copy: Copy) -> Non
         ("tokenizer.json", '{"decoder": {"type": "ByteLevel"}, "model": "BPE"}', "is damaged"),
         ("tokenizer.json", '{"model": {"type": "Unigram"}}', "only byte-level BPE"),
         ("tokenizer.json", '{"decoder": {"type": "ByteLevel"}}', "is damaged"),
+        ("tokenizer.json", "{}", "is damaged (it holds no model): copy or download"),
     ],
 )
 def test_bad_files(copy: Copy, name: str, content: str, says: str) -> None:

@@ -19,6 +19,7 @@ from apdcli.errors import DeviceError
 from apdcli.load import weights
 from apdcli.load.layout import check_layout
 from apdcli.load.room import no_room_for_weights
+from apdcli.load.spare_head import spare_head
 from apdcli.load.weights import load_transformer, read_config
 from apdcli.models.cache import KVCache
 from apdcli.models.formats import planned_bytes, unfit
@@ -155,6 +156,22 @@ def test_a_tied_models_own_head_is_ignored(copy: Copy) -> None:
     ids = torch.tensor([5, 6, 7])
     expected = logits(load_transformer(DATA / "apd" / "verifier"), ids)
     assert torch.equal(logits(net, ids), expected)
+    said = spare_head(check_layout(folder))
+    assert said is not None
+    assert "lm_head.weight" in said
+    assert "tie_word_embeddings = false" in said
+
+
+@pytest.mark.parametrize("head", ["none", "copy", "longer"])
+def test_a_head_that_is_a_copy_goes_without_saying(copy: Copy, head: str) -> None:
+    folder = copy("apd/verifier")
+    tensors = all_tensors(folder)
+    if head != "none":
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    if head == "longer":
+        tensors["lm_head.weight"] = torch.cat([tensors["lm_head.weight"]] * 2)
+    save_file(tensors, folder / "model.safetensors")
+    assert (spare_head(check_layout(folder)) is None) == (head != "longer")
 
 
 def test_the_layout_is_checked_without_torch() -> None:
