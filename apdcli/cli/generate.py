@@ -217,7 +217,10 @@ def resolve(job: Job, context: Context, seed: int | None = None) -> tuple[Profil
 
 def _check_together(settings: Settings) -> None:
     """Find out before torch is loaded whether values that are right alone are so together."""
+    from apdcli.load.settings import check_together
+
     try:
+        check_together(settings)
         make_params(settings.strategy, **settings.decode_values())
     except ParameterError as error:
         origin = settings[error.field].origin

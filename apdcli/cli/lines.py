@@ -212,15 +212,17 @@ def _prompt(record: Mapping[str, Any]) -> str | list[dict[str, str]]:
 def _raw(record: Mapping[str, Any]) -> bool | None:
     value = record.get("raw")
     if value is not None and not isinstance(value, bool):
-        raise InputError(f"raw = {value!r}: it must be true or false")
+        raise InputError(f"raw = {_written(value)}: it must be true or false")
     return value
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    from apdcli.load.profile import check_value
+    from apdcli.decode.params import STRATEGIES
+    from apdcli.load.profile import check_value, nearest
     from apdcli.load.settings import meant
 
     found: dict[str, Any] = {}
+    keys: dict[str, str] = {}  # by which each was given
     for key, value in record.items():
         if key in _DATA:
             continue
@@ -234,16 +236,27 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if name == "system":
             if not isinstance(value, str):
-                raise InputError(f"{key} = {value!r}: it must be a text")
+                raise InputError(f"{key} = {_written(value)}: it must be a text")
             found[name] = _checked_text(key, value)
             continue
         value = [value] if name == "stop" and isinstance(value, str) else value
         try:
             check_value(name, value)
         except ParameterError as error:
-            raise InputError(f"{key} = {value!r}: it must be {error.allowed}") from error
-        found[name] = value
+            near = nearest(str(value), STRATEGIES) if name == "strategy" else ""
+            raise InputError(
+                f"{key} = {_written(value)}: it must be {error.allowed}{near and f'; {near}'}"
+            ) from error
+        if name in found and found[name] != value:
+            raise InputError(f"{keys[name]} and {key} are one setting: give one")
+        found[name], keys[name] = value, key
     return found
+
+
+def _written(value: Any) -> str:
+    """A value as JSON has it; what a terminal could not show is escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value)
 
 
 def _checked_text(key: str, text: str) -> str:

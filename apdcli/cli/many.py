@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from apdcli.load.settings import Settings
 
 _SEEDS = 2**32
+_OTHER_WAY = {"k": "steps", "steps": "k"}  # a line that says one means it alone
 _TOGETHER = 1024  # lines of a file that are checked before the first of them is decoded
 
 
@@ -189,7 +190,12 @@ class _Many:
 
         settings = self.settings
         if asked.settings:
-            job = replace(self.job, flags={**self.job.flags, **asked.settings})
+            of_the_run = {
+                name: value
+                for name, value in self.job.flags.items()
+                if _OTHER_WAY.get(name) not in asked.settings
+            }
+            job = replace(self.job, flags={**of_the_run, **asked.settings})
             try:
                 _, settings = job.settle(self.profile, self.context.environ)
             except UsageError as error:

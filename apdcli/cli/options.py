@@ -278,29 +278,48 @@ def read_values(values: Mapping[str, Any], command: str) -> dict[str, Any]:
         text = values.get(name)
         if text is None or text == []:
             continue
-        read[name] = text if name in _TEXTS else value_of(text)
+        value = text if name in _TEXTS else value_of(text)
+        if name in read and read[name] != value:
+            raise UsageError(
+                f"{_BY_NAME[name].shown} {text} and -O {name}={read[name]} are one setting: "
+                f"give one; {hint}"
+            )
+        read[name] = value
         _check(name, read[name], _BY_NAME[name].shown, hint)
     return read
 
 
 def _read_option(text: str, hint: str) -> tuple[str, Any]:
-    from apdcli.load.profile import nearest
+    from apdcli.load.settings import meant
 
     name, equals, written = text.partition("=")
     name = name.strip().replace("-", "_")
     if not equals:
         raise UsageError(f"-O {text}: write it as NAME=VALUE; {hint}")
     if name not in OWN_FIELDS:
-        known = nearest(name, OWN_FIELDS) or f"there are: {', '.join(sorted(OWN_FIELDS))}"
+        known = (
+            _own_option(name)
+            or meant(name, OWN_FIELDS)
+            or f"there are: {', '.join(sorted(OWN_FIELDS))}"
+        )
         raise UsageError(f"-O {text}: no strategy has a parameter {name!r}; {known}")
     value = value_of(written)
     _check(name, value, f"-O {name}", hint)
     return name, value
 
 
+def _own_option(name: str) -> str:
+    """The option that this is, without -O; "" where it is none."""
+    for flag in FLAGS:
+        written = (text.lstrip("-").replace("-", "_") for text in flag.flags)
+        if flag.group == SAMPLING and name in written:
+            return f"it is an option by itself: {flag.shown}"
+    return ""
+
+
 def _check(name: str, value: Any, shown: str, hint: str) -> None:
     # Late: pydantic comes with it, and most command lines need it only once Typer has it, too.
-    from apdcli.load.profile import check_value
+    from apdcli.load.profile import check_value, nearest
 
     if name in ("profile", "system"):
         return
@@ -310,6 +329,7 @@ def _check(name: str, value: Any, shown: str, hint: str) -> None:
         if name == "stop":  # what else can be wrong with a text?
             raise UsageError(f"{shown}: it must not be empty; {hint}") from error
         given = "''" if value == "" else value
+        hint = (nearest(value, STRATEGIES) if name == "strategy" else "") or hint
         raise UsageError(f"{shown} {given}: it must be {error.allowed}; {hint}") from error
 
 

@@ -40,7 +40,7 @@ def read_prompt(argument: str | None, context: Context, *, raw: bool) -> str:
     if argument is None or argument == STDIN:
         prompt = piped if raw else piped.rstrip("\r\n")
     else:
-        _check_utf8(argument)
+        _check_utf8(argument, "PROMPT")
         before = piped.rstrip("\r\n")
         prompt = f"{before}\n\n{argument}" if before.strip() else argument
     if not (prompt if raw else prompt.strip()):
@@ -55,7 +55,7 @@ def read_text(argument: str | None, context: Context, *, example: str) -> str:
         UsageError: there is no argument and nothing is piped. InputError: as `read_prompt`.
     """
     if argument is not None and argument != STDIN:
-        _check_utf8(argument)
+        _check_utf8(argument, "TEXT")
         return argument
     if argument is None and (context.stdin is None or is_terminal(context.stdin)):
         raise UsageError(f"no text: give one, as in: {example}, or pipe it to standard input")
@@ -84,8 +84,11 @@ def _read(stdin: Any) -> str:
         ) from error
 
 
-def _check_utf8(argument: str) -> None:
+def _check_utf8(argument: str, name: str) -> None:
     try:
         argument.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"PROMPT is not UTF-8 text (character {error.start})") from error
+        raise InputError(
+            f"{name} is not UTF-8 text (character {error.start}); "
+            "pipe it as UTF-8, or take such a locale: LC_ALL=C.UTF-8"
+        ) from error

@@ -25,7 +25,7 @@ from apdcli.engine.pair import LoadedPair
 from apdcli.errors import ParameterError, PromptError, UnknownParameterError, UsageError
 from apdcli.load.chat_template import as_messages
 from apdcli.load.profile import check_strategy
-from apdcli.load.settings import Settings, resolve_settings
+from apdcli.load.settings import Settings, check_together, resolve_settings
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
@@ -270,8 +270,8 @@ def generate(pair: LoadedPair, prompt: Prompt, *, raw: bool = False, **settings:
         raw: no chat template, no system message.
         settings: strategy ("apd" unless the profile says otherwise), the strategy's own
             parameters (mixture_weight, recompute_window, max_lookahead, ...), max_tokens,
-            temperature, top_k, top_p, seed, stop (a list of strings), system. What is not given
-            comes from the profile, else from the defaults in `apdcli.decode.params`.
+            temperature, top_k, top_p, seed, stop (a text or a list of them), system. What is not
+            given comes from the profile, else from the defaults in `apdcli.decode.params`.
             seed is 0 unless given, so that the same call gives the same text; None: a new one
             each call.
 
@@ -295,6 +295,7 @@ def request_of(pair: LoadedPair, prompt: Prompt, raw: bool, settings: Mapping[st
     flags = {**settings, **dict.fromkeys(_OF_LOADING), "device": str(pair.device)}
     _refuse_system(settings.get("system"), prompt, raw)
     resolved = resolve_settings(pair.profile, flags, {})
+    check_together(resolved)
     refuse_loading(settings, resolved)
     return prepare(pair, prompt, resolved, raw=raw)
 

@@ -10,7 +10,14 @@ from apdcli.decode.gaps import FILLING, GAP, MARKER, check_gap
 from apdcli.decode.params import STRATEGIES
 from apdcli.errors import UsageError
 from apdcli.load.profile import Profile
-from apdcli.load.settings import Origin, Setting, Settings, environment_variable, resolve_settings
+from apdcli.load.settings import (
+    Origin,
+    Setting,
+    Settings,
+    check_together,
+    environment_variable,
+    resolve_settings,
+)
 
 _DEFAULT = "dico" if "dico" in FILLING else "confidence"
 _MEANINGLESS = {  # a gap has its length, nothing ends it early, and the text has no roles
@@ -43,6 +50,7 @@ def fill_settings(
             raise UsageError(f"filling gaps takes no {name}: {why}")
     strategy = _strategy(profile, given, environ)
     resolved = resolve_settings(profile, {**given, "strategy": strategy.value}, environ)
+    check_together(resolved)
     table = {n: setting for n, setting in resolved.items() if n not in _MEANINGLESS}
     return Settings({**table, "strategy": strategy, **own})
 

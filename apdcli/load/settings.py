@@ -18,7 +18,7 @@ from apdcli.decode.params import (
     StrategyInfo,
     strategy_info,
 )
-from apdcli.errors import ProfileError, UnknownParameterError, UsageError
+from apdcli.errors import ParameterError, ProfileError, UnknownParameterError, UsageError
 from apdcli.load.device_name import device_name
 from apdcli.load.profile import (
     DEFAULT_PROFILE,
@@ -44,7 +44,12 @@ _TEXTS = (
 )  # read from the environment as they stand
 _ENVIRONMENT_PREFIX = "APD_"
 _LETTERS = {"mixture_weight": "R", "recompute_window": "W", "max_lookahead": "M"}  # as in APD_R
-_SHORT = {"K": "k", "temp": "temperature", **{short: name for name, short in _LETTERS.items()}}
+_SHORT = {
+    "K": "k",
+    "temp": "temperature",
+    "n": "max_tokens",
+    **{short: name for name, short in _LETTERS.items()},
+}
 _FOLDERS = ("CONFIG_DIR", "DATA_DIR", "CACHE_DIR")
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -161,7 +166,8 @@ def resolve_settings(
     Args:
         profile: as `find_profile` gave it.
         flags: what the command line or the caller gave, by parameter name (and strategy, stop,
-            system, device, dtype, quantize, engine, profile); None means not given.
+            a text or a list of them, system, device, dtype, quantize, engine, profile); None
+            means not given.
         environ: the process's environment; its empty variables count as not set.
 
     Raises:
@@ -170,6 +176,8 @@ def resolve_settings(
         UsageError: an unknown strategy by flag; an environment variable's value out of range.
     """
     given = {name: plain_number(value) for name, value in flags.items() if value is not None}
+    if isinstance(given.get("stop"), str):  # one text, as other tools take it
+        given["stop"] = [given["stop"]]
     layers: list[Layer] = [
         ("flag", _both_models(given)),
         ("environment", _both_models(_from_environment(environ))),
@@ -186,7 +194,33 @@ def resolve_settings(
     table = {"profile": _profile_setting(profile, given, environ), "strategy": strategy}
     for name in layers[-1][1]:
         table[name] = _pick(name, layers)
+    k, steps = table.get("k"), table.get("steps")
+    if k and steps and steps.value is not None and _nearer(k, steps, layers):
+        table["steps"] = Setting(None, k.origin)  # K is asked for: no schedule
     return Settings(table)
+
+
+def _nearer(one: Setting, other: Setting, layers: Sequence[Layer]) -> bool:
+    """Whether one setting stands over the other: a flag over what the profile says."""
+    order = [origin for origin, _ in layers]
+    return order.index(one.origin) < order.index(other.origin)
+
+
+def check_together(settings: Settings) -> None:
+    """Refuse two values given for one run of which only one could hold.
+
+    Raises:
+        ParameterError: naming the one that is too much.
+    """
+    given = {name: setting.value for name, setting in settings.items() if setting.origin == "flag"}
+    if "k" not in given:
+        return
+    k, most = given["k"], given.get("max_lookahead")
+    if given.get("steps") is not None:
+        allowed = f"left out where k is given ({k}): both say how many tokens a step takes"
+        raise ParameterError("steps", given["steps"], allowed)
+    if isinstance(most, int) and k > most:
+        raise ParameterError("k", k, f"at most max_lookahead ({most}), the positions drafted")
 
 
 def tuned_values(profile: Profile, layers: Sequence[Layer] = ()) -> Mapping[str, Any]:

@@ -42,6 +42,28 @@ PROMPT = "tell me a story"
         (("generate", "--device", "gpu", PROMPT), ("--device gpu", "cuda:N")),
         (("generate", "--dtype", "int8", PROMPT), ("--dtype int8", "bfloat16")),
         (("generate", "-O", "gama=1", PROMPT), ("gama", "did you mean gamma?")),
+        (("generate", "-O", "R=0.2", PROMPT), ("'R'", "did you mean mixture_weight?")),
+        (("generate", "-O", "temp=1", PROMPT), ("it is an option by itself: -t/--temperature",)),
+        (("generate", "-O", "n=1", PROMPT), ("it is an option by itself: -n/--max-tokens",)),
+        (("generate", "-S", "DICO", PROMPT), ("it must be one of apd", "did you mean dico?")),
+        (("generate", "-S", "left-to-right", PROMPT), ("did you mean left_to_right?",)),
+        (
+            ("generate", "-R", "0.5", "-O", "mixture-weight=0.2", PROMPT),
+            ("-R/--mixture-weight 0.5 and -O mixture_weight=0.2 are one setting: give one",),
+        ),
+        (
+            ("generate", "-S", "left_to_right", "-M", "2", "-K", "4", PROMPT),
+            ("-K/--k 4 (flag): it must be at most max_lookahead (2)",),
+        ),
+        (
+            ("generate", "-S", "confidence", "-K", "2", "-O", "steps=4", PROMPT),
+            ("-O steps 4 (flag): it must be left out where k is given (2)",),
+        ),
+        (
+            ("fill", "-S", "confidence", "-K", "2", "-O", "steps=4", "a ___"),
+            ("steps = 4: it must be left out where k is given (2)",),
+        ),
+        (("generate", "--raw", "-s", "Z", PROMPT), ("--raw and -s/--system exclude each",)),
         (("generate", "-O", "gamma", PROMPT), ("-O gamma", "NAME=VALUE")),
         (("generate", "-O", "gamma=-1", PROMPT), ("-O gamma -1", "from 0")),
         (("generate", "-q", "-v", PROMPT), ("-q", "-v", "exclude")),
@@ -122,7 +144,10 @@ def test_standard_input_that_is_not_utf8(apd: Apd, profile: Path) -> None:
     assert ran.status == 1
     assert "byte 3" in ran.complaint
     assert "UTF-8" in ran.complaint
-    assert apd("generate", "-p", profile, "caf\udce9").status == 1
+    for command, name in (("generate", "PROMPT"), ("fill", "TEXT")):
+        ran = apd(command, "-p", profile, "caf\udce9 ___")
+        assert ran.status == 1
+        assert f"{name} is not UTF-8 text (character 3); pipe it" in ran.complaint
 
 
 PROFILES = {

@@ -104,7 +104,18 @@ BAD = [
     ({"prompt": "a", "top_p": 7}, "at most 1"),
     ({"prompt": "a", "max_tokens": 2.5}, "integer >= 1"),
     ({"prompt": "a", "profile": "demo"}, "the same for all lines"),
-    ({"prompt": "a", "raw": 1}, "true or false"),
+    ({"prompt": "a", "raw": 1}, "raw = 1: it must be true or false"),
+    ({"prompt": "a", "raw": "\x1b[31m"}, r'raw = "\u001b[31m": it must be'),
+    ({"prompt": "a", "seed": True}, "seed = true: it must be an integer"),
+    ('{"prompt": "a", "temperature": NaN}\n', "temperature = NaN: it must be a number"),
+    ({"prompt": "a", "n": 3}, "did you mean max_tokens?"),
+    ({"prompt": "a", "strategy": "Apd"}, 'strategy = "Apd": it must be one of'),
+    ({"prompt": "a", "strategy": "left-to-right"}, "did you mean left_to_right?"),
+    ({"prompt": "a", "temp": 1, "temperature": 2}, "temp and temperature are one setting"),
+    (
+        {"prompt": "a", "strategy": "confidence", "k": 2, "steps": 4},
+        "steps = 4: it must be left out where k is given (2)",
+    ),
     ({"prompt": "a", "k": 2}, "'k'"),
     (
         {"prompt": "a", "strategy": "threshold", "block_length": 7, "max_tokens": 10},
@@ -237,6 +248,18 @@ def test_each_line_draws_for_itself(apd: Apd, profile: Path, tmp_path: Path) -> 
     given = answers(apd(*args, "--seed", 7).raw)
     assert [a["settings"]["seed"]["value"] for a in given] == [7, 7, 7, 5]
     assert len({a["text"] for a in given[:3]}) == 1
+
+
+def test_a_line_takes_its_own_way_of_several_tokens_a_step(
+    apd: Apd, profile: Path, tmp_path: Path
+) -> None:
+    own = {"prompt": "hello", "strategy": "confidence", "steps": 2, "max_tokens": 8}
+    path = jsonl(tmp_path, {"prompt": "hello"}, own)
+    args = ("-S", "left_to_right", "-K", 4, "-n", 8)
+    first, second = answers(apd("generate", "-p", profile, "--input", path, *args).raw)
+    assert first["settings"]["k"] == {"value": 4, "from": "flag"}
+    assert second["settings"]["steps"] == {"value": 2, "from": "line"}
+    assert second["settings"]["k"] == {"value": 1, "from": "default"}
 
 
 def test_a_system_message_is_used_or_not_told(apd: Apd, profile: Path, tmp_path: Path) -> None:

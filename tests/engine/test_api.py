@@ -294,3 +294,22 @@ def test_a_system_message_that_would_not_be_used_is_refused(pair: apdcli.LoadedP
             call(pair, messages, system="Z")
     unused = apdcli.generate(pair, "hi", raw=True, system="", max_tokens=1)
     assert unused.prompt_tokens == apdcli.generate(pair, "hi", raw=True, max_tokens=1).prompt_tokens
+
+
+def test_two_values_of_which_one_could_hold(pair: apdcli.LoadedPair) -> None:
+    both = {"strategy": "confidence", "k": 2, "steps": 4}
+    with pytest.raises(apdcli.ParameterError, match="steps = 4: it must be left out"):
+        apdcli.generate(pair, "hi", **cast("dict[str, Any]", both))
+    with pytest.raises(apdcli.ParameterError, match="steps = 4: it must be left out"):
+        apdcli.fill(pair, "a ___", **cast("dict[str, Any]", both))
+    with pytest.raises(apdcli.ParameterError, match="k = 4: it must be at most max_lookahead"):
+        apdcli.generate(pair, "hi", strategy="left_to_right", k=4, max_lookahead=2)
+
+
+def test_a_stop_string_need_not_be_a_list(pair: apdcli.LoadedPair) -> None:
+    whole = apdcli.generate(pair, "hi", max_tokens=12).text
+    stop = whole.strip()[-1]
+    ended = apdcli.generate(pair, "hi", max_tokens=12, stop=stop)
+    assert ended.text == whole[: whole.index(stop)]
+    listed = apdcli.generate(pair, "hi", max_tokens=12, stop=[stop])
+    assert ended.token_ids == listed.token_ids

@@ -17,6 +17,7 @@ from apdcli.load.device_name import device_name
 from apdcli.load.profile import Profile, find_profile
 from apdcli.load.settings import (
     Setting,
+    check_together,
     choose_profile,
     chosen_profile,
     environment_variable,
@@ -115,6 +116,47 @@ def test_variables_of_other_strategies_wait_for_them_without_a_word(strategy: st
     for name in others:
         with pytest.raises(UnknownParameterError):
             resolve_settings(demo, {"strategy": strategy, name: defaults[name] or 1}, {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "refused"),
+    [
+        ({"strategy": "left_to_right", "k": 4, "max_lookahead": 2}, {}, "k"),
+        ({"strategy": "left_to_right", "k": 4, "max_lookahead": 4}, {}, None),
+        ({"strategy": "left_to_right", "k": 4, "max_lookahead": "auto"}, {}, None),
+        ({"strategy": "left_to_right", "k": 400}, {}, None),  # nobody asked for another M
+        ({"strategy": "left_to_right", "k": 4}, {"APD_M": "2"}, None),
+        ({"strategy": "confidence", "k": 4, "steps": 2}, {}, "steps"),
+        ({"strategy": "confidence", "steps": 2}, {}, None),  # over the profile's k
+    ],
+)
+def test_two_values_of_which_one_could_hold_are_refused(
+    profile: Profile, flags: dict[str, Any], environ: dict[str, str], refused: str | None
+) -> None:
+    settings = resolve_settings(profile, flags, environ)
+    if refused is None:
+        check_together(settings)
+        return
+    with pytest.raises(ParameterError) as caught:
+        check_together(settings)
+    assert caught.value.field == refused
+
+
+def test_k_that_is_asked_for_stands_over_the_steps_of_a_profile(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text('[denoiser]\nmodel="x"\n[decode]\nstrategy="confidence"\nsteps=8\n')
+    profile = find_profile(path)
+    assert resolve_settings(profile, {}, {})["steps"] == Setting(8, "profile")
+    assert resolve_settings(profile, {"k": 2}, {})["steps"] == Setting(None, "flag")
+    assert resolve_settings(profile, {}, {"APD_K": "2"})["steps"] == Setting(None, "environment")
+    both = resolve_settings(profile, {"steps": 3}, {"APD_K": "2"})
+    assert both["steps"] == Setting(3, "flag")
+
+
+def test_one_stop_string_is_a_list_of_one(profile: Profile) -> None:
+    assert resolve_settings(profile, {"stop": "model"}, {}).stop == ("model",)
+    with pytest.raises(ParameterError):
+        resolve_settings(profile, {"stop": ""}, {})
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
