@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeAlias
 
-from apdcli.bench.gpu_kernels import LOOKAHEADS
-from apdcli.bench.gpu_stage import APD, PROMPT_TOKENS, Stage, around, settle
+import torch
+from torch import Tensor
+
+from apdcli.bench.gpu_kernels import LOOKAHEADS, WINDOW
+from apdcli.bench.gpu_stage import APD, PROMPT_TOKENS, Stage, around, best_seconds, settle
 from apdcli.bench.shapes import random_pair
 from apdcli.engine.choice import resolve_engine
+from apdcli.engine.device import is_full
 from apdcli.engine.pair import LoadedPair
+from apdcli.engine.static import bucket, record
+from apdcli.load.files import one_line
 from apdcli.load.weights import load_transformer
-from apdcli.models.quantized import weight_bytes
+from apdcli.models.formats import GROUP
+from apdcli.models.quantized import Int4Linear, Int8Linear, QuantizedLinear, weight_bytes
 
 FORMATS = ("int8", "int4")
+Way: TypeAlias = Callable[[], Tensor]
 
 
 def quantized(stage: Stage) -> dict[str, Any]:
@@ -37,7 +48,7 @@ def quantized(stage: Stage) -> dict[str, Any]:
         gc.collect()
     if all("failed" in found[name] for name in FORMATS):
         raise RuntimeError(found[FORMATS[0]]["failed"])
-    return found
+    return {**found, "products": products(stage)}
 
 
 def _reads(stage: Stage) -> bool:
@@ -89,3 +100,82 @@ def _read(stage: Stage, name: str) -> LoadedPair:
         allowed_ids=stage.models().allowed_ids,
         engine=resolve_engine("auto", nets.values()),
     )
+
+
+@torch.inference_mode()
+def products(stage: Stage) -> list[dict[str, Any]]:
+    """One product of the denoiser's largest matrix of a layer, by each way there is, in seconds.
+
+    Returns:
+        For each number of rows: floats, of weights that are no integers; int8 and int4, as layers
+        do it; torch_int8 and torch_int4, by torch's own kernels, each with the root mean square of
+        its difference from the layer's over the spread, or `cannot`, why it does not run here.
+    """
+    config = stage.shapes.denoiser
+    made = torch.Generator(device=stage.device).manual_seed(0)
+    layers: list[QuantizedLinear] = []
+    for kind in (Int8Linear, Int4Linear):
+        with torch.device(stage.device):
+            layer = kind(config.hidden_size, config.intermediate_size, bias=False).to(stage.dtype)
+        layer.randomize(0.02, made)
+        if isinstance(layer, Int4Linear):
+            layer.zero.random_(0, 16, generator=made)
+        layers.append(layer)
+    eight, four = layers
+    weight = torch.randn(config.intermediate_size, config.hidden_size, device=stage.device)
+    weight = weight.to(stage.dtype)
+    found = []
+    for rows in (8, bucket(LOOKAHEADS[0] + WINDOW + stage.accept - 1) or 128):
+        x = torch.randn(rows, config.hidden_size, device=stage.device).to(stage.dtype)
+        plain = [functools.partial(QuantizedLinear.product, layer, x) for layer in layers]
+        ways: dict[str, tuple[Way, Way | None]] = {
+            "floats": (functools.partial(torch.mm, x, weight.t()), None),
+            "int8": (plain[0], None),
+            "int4": (plain[1], None),
+            "torch_int8": (_torch_int8(eight, x), plain[0]),
+            "torch_int4": (_torch_int4(four, x), plain[1]),
+        }
+        times = {name: _timed(stage, way, like) for name, (way, like) in ways.items()}
+        found.append({"shape": [*weight.shape], "rows": rows, **times})
+    return found
+
+
+def _torch_int8(layer: QuantizedLinear, x: Tensor) -> Way:
+    return lambda: torch._weight_int8pack_mm(x, layer.quantized, layer.scale[:, 0])
+
+
+def _torch_int4(layer: QuantizedLinear, x: Tensor) -> Way:
+    """The kernel of CUDA alone, with its own order of integers."""
+
+    @functools.cache
+    def packed() -> tuple[Tensor, Tensor]:
+        assert isinstance(layer, Int4Linear)
+        integers = layer.integers()
+        pairs = (integers[:, ::2] << 4) | integers[:, 1::2]
+        # Its weight is (integer - 8) * scale + offset.
+        offset = (8 - layer.zero.float()) * layer.scale.float()
+        scales = torch.stack((layer.scale, offset.to(layer.scale.dtype)), dim=-1)
+        order = torch._convert_weight_to_int4pack(pairs, 8)
+        return order, scales.transpose(0, 1).contiguous()
+
+    def product() -> Tensor:
+        order, scales = packed()
+        return torch._weight_int4pack_mm(x, order, GROUP, scales)
+
+    return product
+
+
+def _timed(stage: Stage, way: Way, like: Way | None) -> dict[str, Any]:
+    """Seconds of a way in a graph, and how far from `like` it comes."""
+    try:
+        apart = {}
+        if like is not None:
+            one, other = way().float(), like().float()
+            difference = float((one - other).pow(2).mean().sqrt() / other.std())
+            apart = {"difference": difference if math.isfinite(difference) else None}
+        graph = record(way, stage.device, None)
+        return {"seconds": best_seconds(graph, stage.device, 2 if stage.small else 10), **apart}
+    except (RuntimeError, AttributeError) as error:
+        if is_full(error):
+            raise
+        return {"cannot": one_line(error)[:200]}

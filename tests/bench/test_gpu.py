@@ -109,6 +109,12 @@ def test_every_part_runs_and_is_written_down(
         quantized = parts["quantized"][name]
         assert quantized["bytes"] < parts["loading"]["bytes"] / 2
         assert [s["name"] for s in quantized["settings"]] == ["M32", "M8"]
+    assert [row["rows"] for row in parts["quantized"]["products"]] == [8, 64]
+    for row in parts["quantized"]["products"]:
+        assert all(row[way]["seconds"] > 0 for way in ("floats", *gpu_quantized.FORMATS))
+        # torch has one such kernel for CPUs; where it runs it agrees.
+        assert "cannot" in row["torch_int8"] or row["torch_int8"]["difference"] < 1e-3
+        assert row["torch_int4"]["cannot"]
     (mode,) = parts["compiled"]["modes"]
     assert [start["first_s"] > 0 for start in mode["starts"]] == [True, True]
     assert [r["lookahead"] for r in mode["replays"]] == [32, 8]
