@@ -14,6 +14,7 @@ from apdcli.engine.session import Request
 from apdcli.errors import DeviceError
 from apdcli.models.formats import unfit
 from apdcli.models.quantized import QuantizedLinear
+from apdcli.models.rows import padded_bytes
 from apdcli.models.transformer import Transformer
 
 BatchSize = int | Literal["auto"]
@@ -56,7 +57,8 @@ def row_bytes(requests: Sequence[Request]) -> int:
     Of the logits, three arrays [drafted, vocab] in float32 are alive at once: the denoiser's, the
     verifier's, over which their mixture is written, and the noise of a row that samples.
     Activations are those of the first step, which runs the whole prompt: in one layer, three
-    arrays as wide as the MLP and eight as wide as the model.
+    arrays as wide as the MLP and eight as wide as the model; on a GPU, too, what
+    attention over padded rows takes.
     """
     capacity, drafted = max(map(capacity_of, requests)), max(map(drafted_by, requests))
     first = max(len(r.prompt_ids) + drafted_by(r) for r in requests)
@@ -65,6 +67,8 @@ def row_bytes(requests: Sequence[Request]) -> int:
         c, size = net.config, net.model.embed_tokens.weight.element_size()
         total += 2 * c.num_layers * c.num_kv_heads * c.head_dim * capacity * size
         activations = first * (3 * c.intermediate_size + 8 * c.hidden_size) * size
+        if net.model.embed_tokens.weight.device.type == "cuda":
+            activations += padded_bytes(c, first, capacity, size)
         widest = max(widest, activations, drafted * c.vocab_size * size)
         total += drafted * c.vocab_size * 4
     return total + drafted * requests[0].pair.denoiser.config.vocab_size * 4 + widest

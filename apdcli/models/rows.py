@@ -209,6 +209,28 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
+def _padded_length(length: int) -> int:
+    """To what a span of that length is padded."""
+    return next((n for n in LENGTHS if n >= length), _up(length, LENGTHS[-1]))
+
+
+def padded_bytes(config: ModelConfig, length: int, keys: int, size: int) -> int:
+    """Memory that each row of a padded forward takes for its mask, its queries and their answers.
+
+    Args:
+        config: of the network.
+        length: of the longest span.
+        keys: how many the longest text has.
+        size: bytes of a number.
+    """
+    queries = _padded_length(length)
+    groups = config.num_heads // config.num_kv_heads
+    total = 2 * queries * config.num_heads * config.head_dim * size
+    if config.causal:  # else one line of the mask serves all queries of a row
+        total += queries * _up(keys, _ALIGNED) * ((groups + 1) * size + 2)  # with its beginnings
+    return total
+
+
 def _visible(cache: RowCache, span: Span) -> int:
     """How many keys a row sees; those behind its span too, where they were not cropped."""
     return max(span.end, cache.lengths[span.row])
@@ -260,8 +282,7 @@ class _Padded:
         self.cache = cache
         self.kv_heads = net.kv_heads
         self.rows = len(places.end)
-        longest = max(len(span.tokens) for span in spans)
-        self.longest = next((n for n in LENGTHS if n >= longest), _up(longest, LENGTHS[-1]))
+        self.longest = _padded_length(max(len(span.tokens) for span in spans))
         seen = max(_visible(cache, span) for span in spans)
         self.keys = min(_up(seen, KEYS), cache.keys.shape[3])
         self.row, self.place, self.position = places.row, places.place, places.position
@@ -273,6 +294,7 @@ class _Padded:
     def _mask(self, net: Packed, places: _Places) -> Tensor:
         """[rows, 1, groups * longest, keys]: 0 where a query may look, -inf where it may not.
 
+        A view of [rows, keys] where the queries of a row see the same.
         In the weights' dtype, once for all layers: given as booleans, every layer would turn it so.
         """
         weight = net.embedding

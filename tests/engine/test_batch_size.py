@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from apdcli.engine.device import free_bytes
 from apdcli.engine.pair import LoadedPair
 from apdcli.engine.session import Request
 from apdcli.errors import DeviceError, ParameterError
+from apdcli.models.rows import padded_bytes
 from tests.conftest import DATA
 
 
@@ -64,6 +66,20 @@ def test_a_row_takes_its_caches_its_logits_and_its_activations(pair: LoadedPair)
     # The verifier alone asks for one row of logits and leaves the denoiser's cache out.
     assert row_bytes(rows(pair, 1, "autoregressive")) < kv(pair.denoiser, 68) + base / 2
     assert row_bytes([*rows(pair, 1, max_lookahead=8), *rows(pair, 1, "threshold")]) > base
+
+
+def test_a_gpu_pads_rows_too(pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = rows(pair, 1, max_lookahead=8, max_tokens=512)
+    requests = [replace(requests[0], prompt_ids=tuple(range(5, 505)))]
+    base = row_bytes(requests)
+    monkeypatch.setattr(
+        type(pair.denoiser.model.embed_tokens.weight), "device", torch.device("cuda")
+    )
+    assert pair.verifier is not None
+    configs = pair.denoiser.config, pair.verifier.config
+    most = max(padded_bytes(config, 508, 1012, 4) for config in configs)
+    assert most > 4 * 512 * 1012  # the verifier's mask
+    assert base < row_bytes(requests) <= base + most
 
 
 def test_memory_bounds_auto_and_refuses_a_number(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from apdcli.models.cache import KVCache
 from apdcli.models.config import ModelConfig
 from apdcli.models.packed import packed
-from apdcli.models.rows import RowCache, Span, hidden_rows
+from apdcli.models.rows import RowCache, Span, hidden_rows, padded_bytes
 from apdcli.models.transformer import Transformer
 
 CONFIG = ModelConfig.from_hf(
@@ -150,6 +150,29 @@ def test_padded_shapes_are_few_and_change_nothing(
     groups = LONG.num_heads // LONG.num_kv_heads
     together = {(queries // groups, keys) for rows, queries, keys in shapes if rows == 3}
     assert together == {(48, 256), (768, 704), (24, 704), (32, 704)}
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@torch.inference_mode()
+def test_what_padded_rows_take_is_known_before(
+    causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mask, the queries and their answers, as large as they are in fact."""
+    taken: list[int] = []
+    inner = F.scaled_dot_product_attention
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor) -> Tensor:
+        out: Tensor = inner(q, k, v, attn_mask=attn_mask)
+        taken.append(sum(array.untyped_storage().nbytes() for array in (q, attn_mask, out)))
+        return out
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    cache = RowCache(CONFIG, 3, CAPACITY)
+    made = [Span(row, torch.arange(size), 0, range(size)) for row, size in enumerate((37, 4, 20))]
+    hidden_rows(PACKED[causal], cache, made, padded=True)
+    before = 3 * padded_bytes(replace(CONFIG, causal=causal), 37, CAPACITY, 4)
+    one_line = 0 if causal else 4 * 3 * (CAPACITY + 4)
+    assert before / 1.5 < max(taken) <= before + one_line
 
 
 @torch.inference_mode()
