@@ -1,15 +1,14 @@
 """A layer between its matrix products, in few kernels.
 
-A CUDA graph's small kernels take two or three microseconds each, whatever they do, and a layer had
-ten of them around four products and the attention. Here there are four, by Triton: each norm; bias
-aside, everything between the product for q, k and v and the attention; and the MLP's gate. What the
-attention leaves is brought into the order of the last product's input by torch, as before: its
-kernels lay their result out by head, and heads that share keys are one of theirs.
+In a CUDA graph a small kernel takes two or three microseconds whatever it does, and around its four
+products and the attention a layer had eleven. Here there are four, by Triton: each norm, all that
+lies between the product for q, k and v and the attention, and the MLP's gate. A fifth is torch's,
+which brings the attention's result into the order of the next product's input.
 
-Elsewhere than on CUDA, and where Triton fails, torch does it by `Packed`'s functions. Both round
-alike but for the norm of 16-bit numbers on a torch whose own rounds twice, and for `exp`, `rsqrt`
-and sums in another order, in float32: a unit in its last place or two. Only what lies between
-products is touched, so quantized weights know nothing of it.
+Elsewhere than on CUDA, and where Triton fails, torch does it by `Packed`'s functions. Both round to
+the weights' dtype at the same places: a norm once, as `F.rms_norm` does. In float32, before that,
+`exp`, `rsqrt`, quotients and the order of sums may differ in the last places; what is rotated does
+not. Only what lies between products is touched: quantized weights know nothing of it.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 if sys.platform != "linux" or os.environ.get("TRITON_INTERPRET") == "1":
@@ -175,3 +176,60 @@ def test_a_layers_kernels_contract_nothing(kernel: str) -> None:
     assert re.findall(r"\bmul\.(rn\.)?f32", ptx)
     assert re.findall(r"\badd\.(rn\.)?f32", ptx)
     assert not re.findall(r"\bfma\.", ptx)
+
+
+class _Compiled:
+    """A kernel whose launches end before the GPU is asked: bound and compiled as real ones are."""
+
+    def __init__(self, kernel: Any, asked: list[Any]) -> None:
+        self.kernel, self.asked = kernel, asked
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*args: Any, **options: Any) -> None:
+            built = self.kernel.run(*args, grid=grid, warmup=True, **options)
+            self.asked.append(built.result() if hasattr(built, "result") else built)
+
+        return launch
+
+
+class _Hopper:
+    """What Triton asks a driver before it compiles."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+def test_a_layers_launches_compile_once_for_windows_of_all_lengths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Dream's sizes; what a length changes is but how many programs there are."""
+    from triton.runtime.driver import driver
+
+    from apdcli.engine import layer_kernels as kernels
+
+    monkeypatch.setattr(driver, "_active" if hasattr(driver, "_active") else "active", _Hopper())
+    asked: dict[str, list[Any]] = {"turn": [], "gate": [], "norm": []}
+    for name, seen in asked.items():
+        monkeypatch.setattr(kernels, name, _Compiled(getattr(kernels, name), seen))
+    dtype = torch.bfloat16
+    for length in (1, 8, 24, 112, 256):
+        both = torch.zeros(8, 264, 128, dtype=dtype)
+        angles = torch.zeros(length, 128, dtype=dtype)
+        joined, at = torch.zeros(length, 36 * 128, dtype=dtype), torch.arange(length)
+        kernels.turned(joined, angles, angles, at, both[:4], both[4:])
+        kernels.gated(torch.zeros(length, 2 * 18944, dtype=dtype))
+        kernels.normed(torch.zeros(length, 3584, dtype=dtype), angles.new_ones(3584), 1e-6)
+    for seen in asked.values():
+        assert len(seen) == 5
+        assert len({built.hash for built in seen}) == 1
+        ptx = seen[0].asm["ptx"]
+        assert not re.findall(r"\bfma\.", ptx)
+        assert re.findall(r"ld\.global\S*\.v4\.b32", ptx)
