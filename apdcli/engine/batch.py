@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from apdcli.decode.precision import own_precision
 from apdcli.decode.types import Finished, StepEvent
 from apdcli.engine.batch_models import Answers, Ask, BatchPair, RowPair
 from apdcli.engine.batch_size import BatchSize, capacity_of, choose_size, out_of_memory
@@ -160,7 +161,7 @@ class _Batch:
         model = next((w.model for _, w in asking if w.model is verifier), self.models.denoiser)
         chosen = [(row, wish) for row, wish in asking if wish.model is model]
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), own_precision():
                 answers = model.forward([wish for _, wish in chosen])
         except RuntimeError as error:
             if not is_full(error):

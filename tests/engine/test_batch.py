@@ -476,6 +476,14 @@ def test_the_same_batch_twice_gives_the_same_events(pair: LoadedPair) -> None:
     assert all_events() == all_events()
 
 
+def test_the_callers_autocast_changes_nothing(pair: LoadedPair) -> None:
+    requests = [asked(pair, text) for text in PROMPTS[:3]]
+    expected = [timeless(result.events) for result in run_batch(requests, 3)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = [timeless(result.events) for result in run_batch(requests, 3)]
+    assert within == expected
+
+
 def test_results_are_frozen_and_counted(pair: LoadedPair) -> None:
     result, _ = run_batch([asked(pair, PROMPTS[0], max_tokens=12)] * 2, 2)
     assert isinstance(result, RowResult)
