@@ -7,8 +7,9 @@ which brings the attention's result into the order of the next product's input.
 
 Elsewhere than on CUDA, and where Triton fails, torch does it by `Packed`'s functions. Both round to
 the weights' dtype at the same places: a norm once, as `F.rms_norm` does. In float32, before that,
-`exp`, `rsqrt`, quotients and the order of sums may differ in the last places; what is rotated does
-not. Only what lies between products is touched: quantized weights know nothing of it.
+`exp`, `rsqrt`, quotients, the order of sums, and sums that torch contracts may differ in the last
+places; in 16 bits what is rotated is the same to the last bit. Only what lies between products is
+touched: quantized weights know nothing of it.
 """
 
 from __future__ import annotations
