@@ -30,6 +30,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  
 _AUTOMATIC = re.compile(r"\d{4}-\d\d-\d\d-\d{6}(-\d+)?")  # as fresh_name makes them
 _SUFFIX, _TEMPORARY = ".json", ".part"
 _STALE_S = 3600.0
+_LOCK_S = 10.0  # a save takes milliseconds
 _MOST_S = 2.0**37  # a date after the year 6000 is none
 
 
@@ -202,15 +203,16 @@ class Store:
             OutputError: the disk is full, the folder cannot be written.
         """
         path, renamed = self.path(session.name), None
-        if path.exists() and _mark(path) != self._seen.get(session.name):
-            renamed = session.name = self.fresh_name(session.name)
-            path = self.path(renamed)
-        session.updated = time.time()
-        record = {"format": FORMAT, "version": VERSION, **asdict(session)}
-        text = json.dumps(record, ensure_ascii=True, indent=1) + "\n"
         try:
-            self._write(path, text.encode("ascii"))
-            self._seen[session.name] = _mark(path)
+            with self._alone():
+                if path.exists() and _mark(path) != self._seen.get(session.name):
+                    renamed = session.name = self.fresh_name(session.name)
+                    path = self.path(renamed)
+                session.updated = time.time()
+                record = {"format": FORMAT, "version": VERSION, **asdict(session)}
+                text = json.dumps(record, ensure_ascii=True, indent=1) + "\n"
+                self._write(path, text.encode("ascii"))
+                self._seen[session.name] = _mark(path)
         except OSError as error:
             raise OutputError(
                 f"the conversation cannot be saved: {path}: {reason(error)}"
@@ -259,8 +261,26 @@ class Store:
                 f"the session {path} is damaged: not as apd writes it; it is left as it is"
             ) from error
 
-    def _write(self, path: Path, data: bytes) -> None:
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within it no other `apd` looks which names are free, or writes; raises OSError.
+
+        Where the file system has no locks, or another holds this one for long, it does without:
+        a session that was changed in between is still seen to be another's, but not at the same
+        instant.
+        """
+        from filelock import FileLock, Timeout
+
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = FileLock(self.folder / ".lock", timeout=_LOCK_S, mode=0o600)
+        with contextlib.suppress(Timeout, NotImplementedError):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _write(self, path: Path, data: bytes) -> None:
         self._sweep()
         descriptor, temporary = tempfile.mkstemp(
             dir=self.folder, prefix=f".{path.stem}.", suffix=_TEMPORARY

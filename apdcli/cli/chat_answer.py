@@ -97,6 +97,16 @@ class Answered:
     unsaved: OutputError | None = None
     kept: bool = True
 
+    @property
+    def elsewhere(self) -> str | None:
+        """What to say of the other name, if it got one."""
+        if self.renamed is None:
+            return None
+        return (
+            "another apd has changed this session since: this conversation goes on as "
+            f"{self.renamed}"
+        )
+
 
 def answer(
     talk: Talk,

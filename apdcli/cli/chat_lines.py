@@ -92,6 +92,8 @@ class Lines(Answering):
         request = self.talk.prepare(asked.prompt, settings)
         done, failures = self.reply(request, settings)
         self._deliver(line, asked, settings, done, request.left_out)
+        if done.elsewhere is not None:
+            self.context.say(f"apd: {done.elsewhere}")
         return failures
 
     @contextlib.contextmanager

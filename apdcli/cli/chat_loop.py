@@ -186,11 +186,8 @@ class Loop(Answering):
             screen.note("stopped before the first token; nothing was added")
         elif not self.quiet:
             screen.note(answer_line(self.talk.turns[-1]) + "\n")
-        if done.renamed is not None:
-            screen.error(
-                "another apd has changed this session since: this conversation goes on as "
-                f"{done.renamed}"
-            )
+        if done.elsewhere is not None:
+            screen.error(done.elsewhere)
         for error in failures:
             screen.error(str(error))
         return done

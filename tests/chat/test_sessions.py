@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def test_what_is_saved_is_loaded(store: Store) -> None:
     assert store.save(made) is None
     assert Store(store.folder).load("fox") == made
     assert Store(store.folder).load() == made
-    assert list(store.folder.iterdir()) == [store.path("fox")]
+    assert {path.name for path in store.folder.iterdir()} == {"fox.json", ".lock"}
 
 
 @given(st.text(), st.text())
@@ -163,6 +164,26 @@ def test_two_processes_do_not_lose_each_others_turns(store: Store) -> None:
     assert here.save(mine) is None
     assert [t.message for t in here.load("both").turns] == [TURN.message, "c"]
     assert [t.message for t in here.load("both-2").turns] == [TURN.message, "e"]
+
+
+def test_many_at_the_same_instant_do_not_lose_each_others_turns(store: Store) -> None:
+    store.save(session("bot", TURN))
+    others = [Store(store.folder) for _ in range(8)]
+    conversations = [other.load("bot") for other in others]
+    start = threading.Barrier(len(others))
+
+    def answer(number: int) -> None:
+        conversations[number].turns.append(Turn(f"question {number}", "answer"))
+        start.wait()
+        others[number].save(conversations[number])
+
+    threads = [threading.Thread(target=answer, args=(n,)) for n in range(len(others))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = [turn.message for name in store.names() for turn in store.load(name).turns]
+    assert {f"question {n}" for n in range(len(others))} < set(found)
 
 
 def test_what_the_user_named_stays_and_is_copied(store: Store) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import apdcli
-from apdcli.chat.sessions import Session, Store
+from apdcli.chat.sessions import Session, Store, Turn
 from apdcli.cli.signals import Signals
 from tests.cli.conftest import Apd
 
@@ -165,6 +165,27 @@ def test_a_script_can_go_on_with_a_session(apd: Apd, profile: Path, data: Path) 
     said = store.load("bot").turns
     assert [t.message for t in said] == list(TALK)
     assert [t.answer for t in said] == fresh_answers(profile, TALK, recompute_window="all")
+
+
+def test_a_script_is_told_where_its_session_goes_on(
+    apd: Apd, profile: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, load = Store(data / "sessions"), Store.load
+    store.save(Session("bot", str(profile)))
+
+    def load_while_another_writes(self: Store, name: str | None = None) -> Session:
+        mine, other = load(self, name), Store(self.folder)
+        theirs = load(other, name)
+        theirs.turns.append(Turn("their question", "their answer"))
+        other.save(theirs)
+        return mine
+
+    monkeypatch.setattr(Store, "load", load_while_another_writes)
+    ran = apd("chat", "--resume", "bot", stdin=TALK[0])
+    assert (ran.status, ran.err.count("\n")) == (0, 1)
+    assert ran.err.endswith("this conversation goes on as bot-2\n")
+    assert [t.message for t in load(store, "bot-2").turns] == [TALK[0]]
+    assert [t.message for t in load(store, "bot").turns] == ["their question"]
 
 
 def test_a_session_whose_profile_is_gone_can_go_on_with_another(apd: Apd, data: Path) -> None:
