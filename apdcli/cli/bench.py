@@ -15,6 +15,7 @@ from apdcli.cli import options
 from apdcli.cli.context import Context
 from apdcli.cli.options import DECODING, MACHINE, OUTPUT, PROMPT, SAMPLING, Flag
 from apdcli.cli.prompt import STDIN
+from apdcli.cli.raw import RAW_IS_ALL
 from apdcli.errors import UsageError
 
 Todo = Callable[[Context], int]
@@ -243,6 +244,8 @@ def _check_together(prompts: Sequence[str], values: Mapping[str, Any]) -> None:
         raise UsageError(f"prompts and --task exclude each other; {HINT}")
     if values["json"] and values["markdown"]:
         raise UsageError(f"--json and --markdown exclude each other; {HINT}")
+    if values["raw"] and values["system"]:
+        raise UsageError(f"--raw and -s/--system exclude each other: {RAW_IS_ALL}; {HINT}")
     if values["limit"] is not None and prompts:
         raise UsageError(f"--limit goes with a task, not with prompts; {HINT}")
     if values["shapes"] is not None:

@@ -100,7 +100,8 @@ def settings_line(settings: Mapping[str, Any]) -> str:
     shown = []
     for name, setting in settings.items():
         value = NEW_SEED if name == "seed" and setting.value is None else setting.value
-        if name not in _ELSEWHERE and value not in (None, [], ()):
+        said = value not in (None, [], ()) and (name, value) != ("raw", False)
+        if name not in _ELSEWHERE and said:
             shown.append(f"{SYMBOLS.get(name, name)}={value} ({setting.origin})")
     return ", ".join(shown)
 

@@ -125,7 +125,7 @@ def environment_variable(name: str) -> str:
 
 def known_variables() -> tuple[str, ...]:
     """Every APD_* variable that some command reads."""
-    names = (n.upper() for n in (*known_decode_keys(), *_TEXTS) if n != "stop")
+    names = (n.upper() for n in (*known_decode_keys(), *_TEXTS))
     known = dict.fromkeys((*names, *_LETTERS.values(), *_FOLDERS))
     return tuple(_ENVIRONMENT_PREFIX + name for name in known)
 
@@ -278,12 +278,13 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """The APD_* variables that are settings, read and checked, whether or not they are used."""
     values: dict[str, Any] = {}
     for name in dict.fromkeys((*known_decode_keys(), *_TEXTS)):
-        if name == "stop":  # a list has no one way to be written in a variable
-            continue
         variable, text = _variable(name, environ)
         if not text:
             continue
-        values[name] = text if name in _TEXTS else _read(name, text)
+        if name == "stop":
+            values[name] = [text]  # as it stands; a variable holds one
+        else:
+            values[name] = text if name in _TEXTS else _read(name, text)
         try:
             _check(name, values[name])
         except UsageError as error:

@@ -64,6 +64,7 @@ PROMPT = "tell me a story"
             ("steps = 4: it must be left out where k is given (2)",),
         ),
         (("generate", "--raw", "-s", "Z", PROMPT), ("--raw and -s/--system exclude each",)),
+        (("bench", "--raw", "-s", "Z", PROMPT), ("--raw and -s/--system exclude each",)),
         (("generate", "-O", "gamma", PROMPT), ("-O gamma", "NAME=VALUE")),
         (("generate", "-O", "gamma=-1", PROMPT), ("-O gamma -1", "from 0")),
         (("generate", "-q", "-v", PROMPT), ("-q", "-v", "exclude")),

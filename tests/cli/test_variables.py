@@ -46,7 +46,7 @@ def test_a_profile_that_is_not_there_is_named_with_its_variable(apd: Apd) -> Non
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("APD_STOP", "APD_STOP is not read: it is given as --stop"),
+        ("APD_MARKER", "APD_MARKER is not read: it is given as --marker"),
         ("APD_GAP", "APD_GAP is not read: it is given as --gap"),
         ("APD_CONFIGDIR", "APD_CONFIGDIR is not read; did you mean APD_CONFIG_DIR?"),
         ("APD_TEMP", "APD_TEMP is not read; did you mean APD_TEMPERATURE or APD_ALG_TEMP?"),

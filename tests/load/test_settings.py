@@ -157,6 +157,8 @@ def test_one_stop_string_is_a_list_of_one(profile: Profile) -> None:
     assert resolve_settings(profile, {"stop": "model"}, {}).stop == ("model",)
     with pytest.raises(ParameterError):
         resolve_settings(profile, {"stop": ""}, {})
+    by_variable = resolve_settings(profile, {}, {"APD_STOP": " 7"})["stop"]
+    assert by_variable == Setting([" 7"], "environment")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
