@@ -47,6 +47,7 @@ class AnswersFile:
 
     Attributes:
         finished: the answers that it holds.
+        streams: it is such an open file, which no later run goes on with.
     """
 
     def __init__(self, path: str) -> None:
@@ -63,12 +64,12 @@ class AnswersFile:
         self.finished: list[dict[str, Any]] = []
         try:
             given = given_descriptor(path)
-            self._streams = given is not None
+            self.streams = given is not None
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666) if given is None else given
         except OSError as error:
             raise _failed(path, error) from error
-        self._fresh = not existed
-        if self._streams:
+        self._fresh = not existed and not self.streams
+        if self.streams:
             return
         try:
             if not lock(self._file) or self._removed():
@@ -151,7 +152,7 @@ class AnswersFile:
         """
         line = json.dumps(record).encode("ascii") + b"\n"
         try:
-            if self._streams:
+            if self.streams:
                 write_all(self._file, line)
             else:
                 append(self._file, line, self._good)

@@ -145,7 +145,7 @@ class _Many:
         job, context = self.job, self.context
         watched = job.verbose or (is_terminal(context.stderr) and not job.quiet)
         if context.signals.interrupted:
-            if watched and job.output:
+            if watched and isinstance(self.answers, AnswersFile) and not self.answers.streams:
                 context.say(
                     f"stopped after {plural(self.done, 'line')}; the same command goes on there"
                 )
