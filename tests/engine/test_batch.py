@@ -215,8 +215,8 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     inner = batch_models.Draft.accepted
 
-    def accepted(draft: batch_models.Draft, raw: Tensor) -> Tensor:
-        count = inner(draft, raw)
+    def accepted(draft: batch_models.Draft, raw: Tensor, check: bool) -> Tensor:
+        count = inner(draft, raw, check)
         assert (len(raw), count.shape) == (len(draft.ids) - 1, (1,))
         seen.append(len(draft.ids))
         return count
@@ -251,6 +251,29 @@ def test_some_rows_judge_drafts_where_others_want_logits(
     ]
     assert assert_as_alone(mixed, 4) == 0
     assert judged
+
+
+def test_a_kernel_that_lies_is_replaced_with_one_warning(
+    demo: LoadedPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_of = []
+
+    def lying(d: Tensor, a: Tensor, draft: Tensor, count: Tensor, weight: float) -> Tensor:
+        asked_of.append(count)
+        return fused.plain(d, a, draft, count, weight) - 1
+
+    for name, value in (("_failed", False), ("_installed", lambda: True)):
+        monkeypatch.setattr(fused, name, value)
+    monkeypatch.setattr(fused, "_interpreted", lambda: True)
+    monkeypatch.setattr(fused, "by_triton", lying)
+    for module in (batch_models, eager):
+        monkeypatch.setattr(module, "verifies_less", lambda net: False)
+    requests = [asked(demo, text) for text in PROMPTS[:3]]
+    with pytest.warns(RuntimeWarning, match="its first count is not torch's") as told:
+        results = list(run_batch(requests, 3))
+    assert (len(told), len(asked_of)) == (1, 1)
+    for request, result in zip(requests, results, strict=True):
+        assert timeless(result.events) == timeless(list(request.events()))
 
 
 def test_only_kernels_judge(pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> None:
