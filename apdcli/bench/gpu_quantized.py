@@ -118,7 +118,7 @@ def products(stage: Stage) -> list[dict[str, Any]]:
         with torch.device(stage.device):
             layer = kind(config.hidden_size, config.intermediate_size, bias=False).to(stage.dtype)
         layer.randomize(0.02, made)
-        if isinstance(layer, Int4Linear):
+        if isinstance(layer, Int4Linear) and layer.packed is None:
             layer.zero.random_(0, 16, generator=made)
         layers.append(layer)
     eight, four = layers
@@ -127,7 +127,7 @@ def products(stage: Stage) -> list[dict[str, Any]]:
     found = []
     for rows in (8, bucket(LOOKAHEADS[0] + WINDOW + stage.accept - 1) or 128):
         x = torch.randn(rows, config.hidden_size, device=stage.device).to(stage.dtype)
-        plain = [functools.partial(QuantizedLinear.product, layer, x) for layer in layers]
+        plain = [functools.partial(layer.product, x) for layer in layers]
         ways: dict[str, tuple[Way, Way | None]] = {
             "floats": (functools.partial(torch.mm, x, weight.t()), None),
             "int8": (plain[0], None),
@@ -150,6 +150,8 @@ def _torch_int4(layer: QuantizedLinear, x: Tensor) -> Way:
     @functools.cache
     def packed() -> tuple[Tensor, Tensor]:
         assert isinstance(layer, Int4Linear)
+        if layer.packed is not None:
+            raise NotImplementedError("the layer's integers stand in the order of a CPU's kernel")
         integers = layer.integers()
         pairs = (integers[:, ::2] << 4) | integers[:, 1::2]
         # Its weight is (integer - 8) * scale + offset.
