@@ -71,7 +71,7 @@ def fail(why: str) -> None:
     global _failed
     if not _failed:
         _failed = True
-        message = f"Triton does not work here ({why}); torch chooses tokens instead, a bit slower"
+        message = f"Triton does not work here ({why}); torch computes instead, a bit slower"
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 

@@ -1,7 +1,7 @@
 """The engine for CUDA: each kind of forward recorded once as a graph, then replayed.
 
-A forward of a 7B model is some 800 kernel launches, of which a GPU could do the work faster than
-Python can ask for it. A graph asks once; `engine.static` holds what it runs over. The verifier's
+A forward of a 7B model is some 300 kernel launches, whose work a GPU could do faster than Python
+can ask for it. A graph asks once; `engine.static` holds what it runs over. The verifier's
 graph holds the whole of verify, mix and accept. Outside the graphs a step is ten small launches and
 copies, and one copy to the host: the draft and how much of it is accepted. A prompt's first, long
 forward is not recorded.
@@ -82,6 +82,17 @@ class GraphModel(FastModel):
         message = f"CUDA graphs do not work here ({why}); the eager engine goes on, slower"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
+    def _without_triton(self, start: int) -> bool:
+        """A graph's first result is not the eager engine's: whether to record it anew by torch."""
+        what = "a graph's first result is not the eager engine's"
+        if not fused.usable(self._head.device):
+            self._fail(what)
+            return False
+        self.buffers.graphs.clear()
+        fused.fail(what)
+        self.crop(start)
+        return True
+
     def _raw(self, tokens: Tensor, start: int, first: int, last: int) -> Tensor:
         """Raw logits [last - first, columns] of a forward that is not recorded.
 
@@ -127,7 +138,8 @@ class GraphModel(FastModel):
         made = run()[: last - first]
         self.cache.length = len(tokens)
         if new and not self._close(made, self._eager(tokens, start, first, last)):
-            self._fail("a graph's first result is not the eager engine's")
+            if self._without_triton(start):
+                return self._replay_logits(tokens, start, first, last)
             return None
         return made
 
@@ -262,7 +274,8 @@ class GraphVerifier(GraphModel, FastVerifier):
             mine = answer(packed, buffers, head, padded, rows, keys)[: len(draft) - 1]
             expected = fused.plain(d, mine, draft, count, weight)
             if not self._close(mine, self._eager(tokens, start, first, len(tokens))):
-                self._fail("a graph's first result is not the eager engine's")
+                if self._without_triton(start):
+                    return self._replay(tokens, start, first, draft, d, weight)
                 return None
             if not torch.equal(counted, expected):
                 if not fused.usable(d.device):

@@ -29,7 +29,7 @@ from apdcli.decode.loop import decode
 from apdcli.decode.params import make_params
 from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Finished, Pair, StepEvent
-from apdcli.engine import fast, fused, graphs, static
+from apdcli.engine import fast, fused, graphs, layer, static
 from apdcli.engine.choice import make_models
 from apdcli.engine.eager import banned_ids
 from apdcli.engine.graphs import GraphDenoiser, GraphVerifier
@@ -198,6 +198,36 @@ def test_graphs_of_one_generation_forbid_what_the_next_one_may_not_say(
     mine = made(own, "graphs", prompts[0], banned=silent)
     assert mine.events == made(nets, "eager", prompts[0], banned=silent).events
     assert not own.denoiser.packed.graphs_failed  # type: ignore[union-attr]
+
+
+def test_a_layer_that_lies_is_recorded_anew_without_triton(
+    own: Nets, nets: Nets, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On either model: the first result of a graph is the eager engine's or it is not used."""
+    run, lying = static.run_layer, {"causal": False}
+
+    def lies(packed: Any, weights: Any, x: Tensor, *rest: Any) -> Tensor:
+        right = run(packed, weights, x, *rest)
+        wrong = packed.net.config.causal == lying["causal"] and not fused._failed
+        return right.mul_(-1.5) if wrong else right
+
+    monkeypatch.setattr(static, "run_layer", lies)
+    monkeypatch.setattr(layer, "_DTYPES", ())  # the real kernels are not asked
+    monkeypatch.setattr(fused, "usable", lambda device: not fused._failed)
+    monkeypatch.setattr(fused, "by_triton", fused.plain)
+    for causal in (False, True):
+        lying["causal"] = causal
+        monkeypatch.setattr(fused, "_failed", False)
+        for net in (own.denoiser, own.verifier):
+            net.packed = None
+        with pytest.warns(RuntimeWarning, match="first result is not the eager") as said:
+            mine = made(own, "graphs", prompts[0])
+        assert len(said) == 1
+        assert mine.events == made(nets, "eager", prompts[0]).events
+        assert not own.denoiser.packed.graphs_failed  # type: ignore[union-attr]
+        assert not own.verifier.packed.graphs_failed  # type: ignore[union-attr]
+        assert mine.denoiser.buffers.graphs
+        assert mine.verifier.buffers.graphs
 
 
 class Reads(TorchDispatchMode):
