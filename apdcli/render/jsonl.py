@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from apdcli.errors import OutputError, reason
+from apdcli.render.output_file import given_descriptor
 
 if TYPE_CHECKING:
     from apdcli.render.state import Event, TokenBytes
@@ -56,10 +59,12 @@ class TraceWriter:
         self._bytes = token_bytes
         try:
             # unbuffered: a full disk shows at the line that did not fit, and closing cannot fail
-            self._file = self._path.open("wb", buffering=0)
+            given = given_descriptor(self._path)
+            place = self._path if given is None else given
+            self._file = open(place, "wb", buffering=0)  # noqa: PTH123, SIM115
+            self._good = 0 if given is None else _end(self._file)
         except OSError as error:
             raise OutputError(f"cannot write the trace {self._path}: {reason(error)}") from error
-        self._good = 0
         header = {"format": FORMAT, "version": VERSION, "prompt_len": prompt_len}
         self._line({**header, "settings": dict(settings), **more})
 
@@ -112,6 +117,13 @@ class TraceWriter:
             with contextlib.suppress(OSError):  # half a line helps no reader
                 self._file.truncate(self._good)
             self.close()
+
+
+def _end(file: FileIO) -> int:
+    """Where what is written next begins: in a file that was open already, behind what it holds."""
+    with contextlib.suppress(OSError):  # a pipe
+        return file.seek(0, os.SEEK_END)
+    return 0
 
 
 def _piece(data: bytes) -> str | dict[str, str]:
