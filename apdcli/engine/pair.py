@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +20,7 @@ from apdcli.engine.device import check_dtype, is_full, no_room, resolve_device
 from apdcli.engine.eager import EagerDenoiser, banned_ids
 from apdcli.errors import ModelError, ParameterError, PromptError, UsageError
 from apdcli.load import tokenizer as tokenizers
-from apdcli.load.chat_template import as_messages
+from apdcli.load.chat_template import Message, as_messages
 from apdcli.load.hub import resolve_model
 from apdcli.load.layout import check_role, read_config
 from apdcli.load.profile import (
@@ -37,7 +37,6 @@ from apdcli.load.weights import load_transformer
 from apdcli.models.config import ModelConfig
 from apdcli.models.transformer import Transformer
 
-Message = Mapping[str, str]
 _NOT_COPIED = (
     "the models of a {} stay where they were loaded: it is neither pickled nor copied; "
     "load it in each process with apdcli.{}(...), threads may share one"

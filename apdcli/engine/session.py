@@ -23,11 +23,10 @@ from apdcli.decode.types import Canvas, Finished, FinishReason, StepEvent
 from apdcli.engine.device import is_full, no_room
 from apdcli.engine.pair import LoadedPair
 from apdcli.errors import ParameterError, PromptError, UnknownParameterError, UsageError
-from apdcli.load.chat_template import as_messages
+from apdcli.load.chat_template import Message, as_messages
 from apdcli.load.profile import check_strategy
 from apdcli.load.settings import Settings, check_together, resolve_settings
 
-Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
 _OF_LOADING = ("profile", "device", "dtype", "quantize", "engine")
 
