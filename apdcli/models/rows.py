@@ -171,37 +171,27 @@ class _Places:
     @classmethod
     def of(cls, spans: Sequence[Span], cache: RowCache, device: torch.device) -> _Places:
         """In one copy to the device, for which a CUDA host does not wait."""
-        sizes = torch.tensor([len(span.tokens) for span in spans])
-        begins = sizes.cumsum(0) - sizes
-        row = torch.tensor([span.row for span in spans])
-        first = torch.tensor([span.start for span in spans])
-        end = torch.zeros(1 + max(span.row for span in spans), dtype=torch.int64)
-        end[row] = torch.tensor([_visible(cache, span) for span in spans])
-        total, count = sum(len(s.tokens) for s in spans), sum(len(s.wanted) for s in spans)
-        parts = (
-            row.repeat_interleave(sizes, output_size=total),
-            _runs(torch.zeros_like(sizes), sizes, total),
-            _runs(first, sizes, total),
-            _runs(
-                begins + torch.tensor([span.wanted.start for span in spans]),
-                torch.tensor([len(span.wanted) for span in spans]),
-                count,
-            ),
-            torch.zeros_like(end).index_copy_(0, row, first),
-            end,
-        )
-        together = torch.cat(parts)
+        # Lists: for so few numbers each of torch's operations takes longer than all of these.
+        row: list[int] = []
+        place: list[int] = []
+        position: list[int] = []
+        wanted: list[int] = []
+        rows = 1 + max(span.row for span in spans)
+        start, end = [0] * rows, [0] * rows
+        for span in spans:
+            length, begin = len(span.tokens), len(row)
+            row += [span.row] * length
+            place += range(length)
+            position += range(span.start, span.end)
+            wanted += range(begin + span.wanted.start, begin + span.wanted.stop)
+            start[span.row], end[span.row] = span.start, _visible(cache, span)
+        parts = (row, place, position, wanted, start, end)
+        together = torch.tensor([number for part in parts for number in part])
         cuda = device.type == "cuda"
         if cuda:  # read while the host goes on; torch lends this memory again only after that
             together = together.pin_memory()
         there = together.to(device, non_blocking=cuda)
         return cls(*torch.split(there, [len(part) for part in parts]))
-
-
-def _runs(starts: Tensor, sizes: Tensor, total: int) -> Tensor:
-    """start, start + 1, ... of each run: starts, sizes [n] int64 -> [total], the sum of sizes."""
-    shift = starts - (sizes.cumsum(0) - sizes)
-    return torch.arange(total) + shift.repeat_interleave(sizes, output_size=total)
 
 
 def _up(size: int, multiple: int) -> int:
