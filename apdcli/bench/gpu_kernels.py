@@ -158,7 +158,7 @@ class Scene:
         return self.models.denoiser.logits(self.tokens, self.left, self.cursor)
 
     def verify(self) -> Tensor:
-        """The verifier's forward, mixture and choice: [1], the accepted count."""
+        """The verifier's forward, mixture and choice: [1 or more], the accepted count last."""
         verifier = self.models.verifier
         assert verifier is not None
         verifier.crop(self.cursor)

@@ -260,7 +260,9 @@ class _AgreeingVerifier:
             return found
 
         def accept(tokens: Tensor, draft: Tensor, *rest: Any) -> Tensor:
-            return found(tokens, draft, *rest).fill_(min(self.count, len(draft)))  # type: ignore[no-any-return]
+            made: Tensor = found(tokens, draft, *rest)
+            made[-1] = min(self.count, len(draft))
+            return made
 
         return accept
 

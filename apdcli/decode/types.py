@@ -231,7 +231,7 @@ class AcceptingVerifier(Verifier, Protocol):
     """A verifier that also mixes and accepts, the whole draft in one call."""
 
     def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
-        """Verify, mix and accept a greedy draft without leaving the device.
+        """Verify, mix and accept a greedy draft; nothing waits for the device before that is done.
 
         Args:
             tokens: [n] int64, as for `logits`: the text before the draft, then all of the draft
@@ -241,7 +241,8 @@ class AcceptingVerifier(Verifier, Protocol):
             weight: R in [0, 1).
 
         Returns:
-            [1] int64, how long a prefix of the draft the mixture agrees with, at least 1.
+            [m + 1] int64, the draft and then how long a prefix of it the mixture agrees with, at
+            least 1: in one piece, for it goes to the host next, where it may be already.
         """
         ...
 

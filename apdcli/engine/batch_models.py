@@ -58,12 +58,24 @@ class BatchModel:
         answers = []
         for ask, row in zip(asks, torch.split(raw, sizes), strict=True):
             if ask.draft is not None:
-                answers.append(ask.draft.accepted(row, check=not self._judged))
+                answers.append(ask.draft.judged(row, check=not self._judged))
                 self._judged = True
             else:
                 own = row[:, : ask.ids.width].float().to(ask.ids.device)
                 answers.append(ask.ids.forbid(own))
+        return _on_the_host(asks, answers)
+
+
+def _on_the_host(asks: Sequence[Ask], answers: list[Tensor]) -> list[Tensor]:
+    """The answers, those to drafts brought to the host by one copy for all rows."""
+    judged = [answer for ask, answer in zip(asks, answers, strict=True) if ask.draft is not None]
+    if not judged:
         return answers
+    there = iter(torch.split(torch.cat(judged).cpu(), [len(answer) for answer in judged]))
+    return [
+        answer if ask.draft is None else next(there)
+        for ask, answer in zip(asks, answers, strict=True)
+    ]
 
 
 class AllowedIds:
@@ -92,16 +104,19 @@ class Draft:
     d: Tensor
     weight: float
 
-    def accepted(self, raw: Tensor, check: bool) -> Tensor:
-        """How long a prefix is accepted, by the verifier's raw logits.
+    def judged(self, raw: Tensor, check: bool) -> Tensor:
+        """The draft, and how long a prefix of it is accepted by the verifier's raw logits.
 
         Args:
             raw: [m - 1, vocab], in its dtype.
             check: whether the answer has to be torch's; kernels that give another are used no more.
 
         Returns:
-            [1] int64.
+            [m + 1] int64.
         """
+        return torch.cat((self.ids, self._accepted(raw, check)))
+
+    def _accepted(self, raw: Tensor, check: bool) -> Tensor:
         count = self.ids.new_full((1,), len(self.ids))
         judged = self.d, raw.to(self.d.device), self.ids, count, self.weight
         made = fused.accepted(*judged)

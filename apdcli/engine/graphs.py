@@ -224,10 +224,7 @@ class GraphVerifier(GraphModel, FastVerifier):
         return EagerVerifier.logits(self, tokens, first)
 
     def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
-        """See the protocol: verify, mix and accept as one graph, for a denoiser of this engine.
-
-        The answer stands in a buffer, too.
-        """
+        """See the protocol: verify, mix and accept as one graph, for a denoiser of this engine."""
         start, first = self.cache.length, len(tokens) - len(draft) + 1
         # A graph reads the marginals where they stood when it was recorded.
         place = (d.data_ptr(), d.stride(), d.shape[1])
@@ -243,13 +240,14 @@ class GraphVerifier(GraphModel, FastVerifier):
                 self._fail(str(error).split("\n")[0])
                 accepted = None
             if accepted is not None:
-                return accepted
+                return torch.cat((draft, accepted))
             self.crop(start)
         if self.broken:
             a = EagerVerifier.logits(self, tokens, first + 1)
         else:
             a = self._raw(tokens, start, first, len(tokens)).to(d.device)
-        return fused.accepted(d, a, draft, draft.new_full((1,), len(draft)), weight)
+        count = draft.new_full((1,), len(draft))
+        return torch.cat((draft, fused.accepted(d, a, draft, count, weight)))
 
     def _replay(
         self, tokens: Tensor, start: int, first: int, draft: Tensor, d: Tensor, weight: float

@@ -77,7 +77,8 @@ class Judge:
     def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
         a = self.inner.logits(tokens, len(tokens) - len(draft) + 2)
         agree = draft[1:] == (weight * d[1:] + (1 - weight) * a).argmax(dim=-1)
-        return 1 + agree.long().cumprod(dim=0).sum(dim=0, keepdim=True)
+        count = 1 + agree.long().cumprod(dim=0).sum(dim=0, keepdim=True)
+        return torch.cat((draft, count))
 
 
 def test_a_verifier_that_accepts_by_itself_is_steered_and_timed(tiny: LoadedPair) -> None:

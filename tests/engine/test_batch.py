@@ -213,15 +213,15 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         The length of every draft judged so.
     """
     seen: list[int] = []
-    inner = batch_models.Draft.accepted
+    inner = batch_models.Draft.judged
 
-    def accepted(draft: batch_models.Draft, raw: Tensor, check: bool) -> Tensor:
-        count = inner(draft, raw, check)
-        assert (len(raw), count.shape) == (len(draft.ids) - 1, (1,))
+    def judged(draft: batch_models.Draft, raw: Tensor, check: bool) -> Tensor:
+        made = inner(draft, raw, check)
+        assert (len(raw), len(made)) == (len(draft.ids) - 1, len(draft.ids) + 1)
         seen.append(len(draft.ids))
-        return count
+        return made
 
-    monkeypatch.setattr(batch_models.Draft, "accepted", accepted)
+    monkeypatch.setattr(batch_models.Draft, "judged", judged)
     monkeypatch.setattr(batch_models, "judges", lambda net: True)
     for module in (batch_models, eager):
         monkeypatch.setattr(module, "verifies_less", lambda net: False)
@@ -229,8 +229,15 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_rows_that_judge_drafts_accept_what_they_accept_alone(
-    demo: LoadedPair, judged: list[int]
+    demo: LoadedPair, judged: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    copies, copy = [], Tensor.cpu
+
+    def to_host(tensor: Tensor) -> Tensor:
+        copies.append(len(tensor))
+        return copy(tensor)
+
+    monkeypatch.setattr(Tensor, "cpu", to_host)
     weights = (0.0, 0.5, 0.9, 1.0)
     greedy = [
         asked(demo, PROMPTS[n], mixture_weight=weight, max_lookahead=5 + 3 * n)
@@ -239,6 +246,9 @@ def test_rows_that_judge_drafts_accept_what_they_accept_alone(
     assert assert_as_alone(greedy, 4) == 0
     # The first drafts; with R = 1 nobody is asked.
     assert {5, 8, 11} <= set(judged)
+    # One copy to the host for all rows of a forward: each draft and its count.
+    assert sum(copies) == sum(judged) + len(judged)
+    assert max(copies) > max(judged) + 1
 
 
 def test_some_rows_judge_drafts_where_others_want_logits(

@@ -66,14 +66,15 @@ class Apd:
         tokens = torch.cat((canvas.tokens[: canvas.cursor], draft[:-1]))
         accept = getattr(pair.verifier, "accept", None) if g is None else None
         if accept is not None:
-            a = accept(tokens, draft, d, self.R)
+            together = accept(tokens, draft, d, self.R)
         elif getattr(pair.verifier, "verify_less", False):
             ids = draft.tolist()
             return ids, self._by_parts(pair.verifier, tokens, ids, d, g)
         else:
             a = 1 + prefix(draft[1:] == self._target(pair.verifier, tokens, d[1:], g, 1))
+            together = torch.cat((draft, a))
         # The step's only device-to-host transfer.
-        *ids, count = torch.cat((draft, a)).tolist()
+        *ids, count = together.tolist()
         return ids, count
 
     def _by_parts(
