@@ -22,9 +22,10 @@ from apdcli.engine import layer as layers
 from apdcli.engine.device import attention_kernels
 from apdcli.models.cache import KVCache
 from apdcli.models.packed import Packed, PackedLayer
+from apdcli.models.rows import LENGTHS
 
 # Positions that one graph runs, and rows of the head; longer forwards are not recorded.
-BUCKETS = (1, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
+BUCKETS = LENGTHS
 # Keys that a graph attends to: this, doubled until it is enough. Room for texts grows by it, too.
 KEYS = 256
 # Positions behind a text where the padding of windows is written, all of it to the first: as many
