@@ -90,12 +90,12 @@ def check_role(role: Role, config: ModelConfig, where: object) -> None:
     if role == "denoiser" and config.mask_id is None:
         raise ModelError(
             f"{where} cannot denoise: {config.family} is a causal model, without a mask token; "
-            f"a denoiser is a diffusion model such as Dream or LLaDA"
+            "a denoiser is a diffusion model such as Dream or LLaDA"
         )
     if role == "verifier" and not config.causal:
         raise ModelError(
             f"{where} cannot verify: {config.family} is a diffusion model, not a causal one; "
-            f"a verifier is a causal model such as Qwen2"
+            "a verifier is a causal model such as Qwen2"
         )
 
 
