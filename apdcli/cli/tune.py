@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apdcli.cli import generate
+from apdcli.cli import generate, options
 from apdcli.cli.context import Context
 from apdcli.cli.loading import loading
 from apdcli.cli.main import INTERRUPTED
@@ -19,7 +20,7 @@ from apdcli.cli.outputs import check_writable
 from apdcli.cli.progress import Progress
 from apdcli.cli.tune_options import Job
 from apdcli.cli.variables import note_unknown
-from apdcli.errors import ApdError
+from apdcli.errors import ApdError, UsageError
 from apdcli.render.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def run(job: Job, context: Context) -> int:
 
     profile, settings = generate.resolve(job, context, seed=0)
     own = {n: settings[n].value for n in strategy_info(settings.strategy).own_fields}
-    knobs(settings.strategy, settings["max_tokens"].value, own)
+    searched = knobs(settings.strategy, settings["max_tokens"].value, own)
+    _check_free(settings, {knob.name for knob in searched})
     _ = context.out  # closed: say so before the work
     if job.write:
         check_tunable(profile)
@@ -57,6 +59,17 @@ def run(job: Job, context: Context) -> int:
     study = _study(job, context, ground)
     found = _search(job, context, ground, study)
     return _deliver(job, context, ground, study, found)
+
+
+def _check_free(settings: Settings, searched: Set[str]) -> None:
+    """Refuse a schedule of steps where K is searched, which would say nothing beside it."""
+    steps = settings.get("steps")
+    if "k" in searched and steps is not None and steps.value is not None:
+        raise UsageError(
+            f"{options.flag_of('steps')} {steps.value} ({steps.origin}) says how many tokens a "
+            f"step takes, and the search is for K: leave it out, or begin with "
+            f"{options.flag_of('k')} N"
+        )
 
 
 def _task(job: Job, settings: Settings) -> Task:

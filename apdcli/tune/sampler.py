@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from apdcli.tune.front import Goal
 from apdcli.tune.measure import Measured
-from apdcli.tune.space import Choice, Knob, Ladder, Real
+from apdcli.tune.space import Choice, Knob, Ladder, Real, together
 
 MEASURED = "measured"  # the trials' attribute that holds what was measured
 _STARTUP, _ATTEMPTS = 8, 16
@@ -133,6 +133,7 @@ class TowardsGoal(optuna.samplers.BaseSampler):
             else:
                 tpe = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=1)
                 values = self._suggest(tpe, known)
+            values = together(self._space, values)
             if key_of(self._space, values) not in tried:
                 break
         return values

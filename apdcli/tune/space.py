@@ -151,10 +151,26 @@ def known_good(strategy: str, space: Sequence[Knob], own: Values) -> list[dict[s
     """Settings to try first: the profile's own, then the papers', each once."""
     found: list[dict[str, Any]] = []
     for values in ({}, *_KNOWN_GOOD.get(strategy, ())):
-        setting = {k.name: k.tidy(values.get(k.name, own[k.name])) for k in space}
+        tidied = {k.name: k.tidy(values.get(k.name, own[k.name])) for k in space}
+        setting = together(space, tidied)
         if setting not in found:
             found.append(setting)
     return found
+
+
+def possible(values: Values) -> bool:
+    """Whether the values can hold together: no more tokens a step (K) than positions drafted."""
+    k, most = values.get("k"), values.get("max_lookahead")
+    return k is None or not isinstance(most, int) or k <= most
+
+
+def together(space: Sequence[Knob], values: Values) -> dict[str, Any]:
+    """The setting itself, or where it is none the nearest one: M is raised to K's tokens."""
+    if possible(values):
+        return dict(values)
+    rungs = next(k.values for k in space if k.name == "max_lookahead" and isinstance(k, Ladder))
+    tried = ({**values, "max_lookahead": rung} for rung in rungs)  # rising; "all" always fits
+    return next(setting for setting in tried if possible(setting))
 
 
 def _fitted(knob: Knob, max_tokens: int, own: Value | None) -> Knob:

@@ -24,7 +24,7 @@ from apdcli.errors import UsageError
 from apdcli.tune.front import Candidate
 from apdcli.tune.measure import Measured
 from apdcli.tune.sampler import DIRECTIONS, MEASURED, key_of, stored_distributions
-from apdcli.tune.space import Knob, space_as_json, space_from_json
+from apdcli.tune.space import Knob, possible, space_as_json, space_from_json
 from apdcli.tune.storage import open_storage, patiently, shown
 
 _T = TypeVar("_T")
@@ -122,9 +122,10 @@ class Study:
             trial = self._do(self._study.ask, stored_distributions(self.space))
             with contextlib.suppress(TakenError):
                 self.beat(trial, now=True)
-                double = self._is_double(trial)
+                # an earlier apd may have put in its queue what does not go together
+                fresh = possible(trial.params) and not self._is_double(trial)
                 self._check_mine(trial)
-                if not double:
+                if fresh:
                     return trial
                 self.give_up(trial)
         return None
@@ -174,13 +175,11 @@ class Study:
 
     def finished(self) -> list[Candidate]:
         """The settings measured on all items, in the order in which they were tried."""
-        return [
-            _candidate(t) for t in self._trials(TrialState.COMPLETE) if MEASURED in t.user_attrs
-        ]
+        return self._candidates(TrialState.COMPLETE)
 
     def pruned(self) -> list[Candidate]:
         """The settings given up early, with what was seen of them."""
-        return [_candidate(t) for t in self._trials(TrialState.PRUNED) if MEASURED in t.user_attrs]
+        return self._candidates(TrialState.PRUNED)
 
     def count(self, *, running: bool = False) -> int:
         """Settings tried: finished or pruned, and with `running` those being measured."""
@@ -195,6 +194,11 @@ class Study:
         """
         running = self._trials(TrialState.RUNNING)
         return any(_OWNER not in t.user_attrs for t in running if t.number < before)
+
+    def _candidates(self, state: TrialState) -> list[Candidate]:
+        """The settings in this state that were measured; those of K > M hold no longer."""
+        seen = (t for t in self._trials(state) if MEASURED in t.user_attrs)
+        return [_candidate(t) for t in seen if possible(t.params)]
 
     def _is_double(self, trial: optuna.Trial) -> bool:
         """Whether the setting was measured, or an earlier trial measures it now."""

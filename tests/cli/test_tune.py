@@ -259,6 +259,14 @@ def test_wrong_usage(tune: Any, args: tuple[str, ...], says: str) -> None:
     assert says in ran.complaint
 
 
+def test_a_schedule_of_steps_leaves_nothing_to_search(tune: Any) -> None:
+    said = tune("-S", "confidence", "-O", "steps=4").complaint
+    assert said == (
+        "apd: -O steps 4 (flag) says how many tokens a step takes, and the search is for K: "
+        "leave it out, or begin with -K/--k N\n"
+    )
+
+
 def test_a_damaged_task_names_its_line(tune: Any, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": \n')
     (tmp_path / "empty.jsonl").write_text("")

@@ -18,8 +18,10 @@ from apdcli.tune.space import (
     Real,
     knobs,
     known_good,
+    possible,
     space_as_json,
     space_from_json,
+    together,
 )
 
 
@@ -64,6 +66,17 @@ def test_the_search_begins_with_the_profiles_own_and_the_papers() -> None:
     assert fast in first
     assert careful in first
     assert len({json.dumps(values) for values in first}) == len(first)
+
+
+def test_no_setting_takes_more_tokens_than_it_drafts() -> None:
+    own = {"k": 12, "recompute_window": 16, "max_lookahead": 3}
+    space = knobs("left_to_right", 256, own)
+    for setting in known_good("left_to_right", space, own):
+        assert possible(setting), setting
+    assert together(space, own) == {**own, "max_lookahead": 12}
+    assert together(space, {**own, "k": 3}) == {**own, "k": 3}
+    short = knobs("left_to_right", 10, own)
+    assert together(short, {**own, "k": 16})["max_lookahead"] == "all"
 
 
 def test_ladders_have_no_rung_that_means_nothing() -> None:

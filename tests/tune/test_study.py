@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from apdcli.errors import OutputError, UsageError
-from apdcli.tune.sampler import key_of, stored_distributions
+from apdcli.tasks.types import Item, Outcome
+from apdcli.tune.measure import Bench, in_order
+from apdcli.tune.sampler import MEASURED, key_of, stored_distributions
+from apdcli.tune.search import Search
+from apdcli.tune.space import knobs, possible
 from apdcli.tune.storage import default_storage, open_storage, shown
 from apdcli.tune.study import TakenError, open_study
-from tests.tune.synthetic import IDENTITY, search, setup, study_in
+from tests.tune.synthetic import IDENTITY, search, setup, study_in, task
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("t.db", "t.log")
@@ -124,6 +129,38 @@ def test_what_waits_is_not_queued_twice(tmp_path: Path) -> None:
         study_in(tmp_path / "t.db")
     kept = optuna.load_study(study_name="s", storage=open_storage(str(tmp_path / "t.db")))
     assert len(kept.trials) == len(setup().first)
+
+
+def test_no_more_tokens_a_step_than_positions_drafted(tmp_path: Path) -> None:
+    """Neither from the sampler nor from the queue or the results of an earlier apd."""
+    own = {"k": 1, "recompute_window": 16, "max_lookahead": 2}
+    old = {"k": 8, "recompute_window": 16, "max_lookahead": 2}
+    space = knobs("left_to_right", 256, own)
+    made = {"space": space, "reference": own, "first": [own, old]}
+    study = study_in(tmp_path / "t.db", **made)
+
+    def answer(item: Item, values: Mapping[str, Any]) -> Outcome:
+        k = values.get("k", 1)
+        score = float(int(item.id) >= k)
+        return Outcome(item.id, score, "", 4 * k, 4, 4, 4, 0.01, "stop")
+
+    found = Search(study, Bench(in_order(task(12)), answer, own), None, 24, 60, 0).run()
+    tried = [c.values for c in (*found.finished, *found.pruned)]
+    assert len(tried) >= 20
+    assert [v for v in tried if not possible(v)] == []
+    kept = optuna.load_study(study_name="s", storage=open_storage(str(tmp_path / "t.db")))
+    assert [t.params for t in kept.trials if not possible(t.params)] == [old]  # given up unmeasured
+    storage = open_storage(str(tmp_path / "t.db"))
+    storage.create_new_trial(
+        storage.get_study_id_from_name("s"),
+        optuna.trial.create_trial(
+            values=[1.0, 1.0],
+            params=old,
+            distributions=stored_distributions(space),
+            user_attrs={MEASURED: found.finished[0].measured.as_json()},
+        ),
+    )
+    assert old not in [dict(c.values) for c in study.finished()]
 
 
 def test_a_trial_that_was_taken_for_dead_is_left_to_others(tmp_path: Path) -> None:
