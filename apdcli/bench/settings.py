@@ -10,7 +10,7 @@ from typing import Any
 from apdcli.decode.params import SHARED_FIELDS, STRATEGIES, make_params, strategy_info, value_of
 from apdcli.errors import ParameterError, UsageError
 from apdcli.load.profile import Profile, check_strategy, check_value, nearest
-from apdcli.load.settings import Settings, resolve_settings
+from apdcli.load.settings import Settings, check_together, given_over, resolve_settings
 
 CAUSAL = "causal_denoiser"
 CAUSAL_SUMMARY = "the denoiser run causally, one token a forward: an autoregressive model its size"
@@ -107,9 +107,10 @@ def resolve_spec(
     own = strategy_info(spec.strategy).own_fields
     foreign = {name for info in STRATEGIES.values() for name in info.own_fields} - set(own)
     given = {name: value for name, value in common.items() if name not in foreign}
-    flags = {**given, **spec.values, "strategy": spec.strategy}
+    flags = {**given_over(given, spec.values), "strategy": spec.strategy}
     settings = resolve_settings(profile, flags, environ)
     try:
+        check_together(settings)
         make_params(spec.strategy, **settings.decode_values())
     except ParameterError as error:
         raise UsageError(f"setting {spec.name!r}: {error}") from error

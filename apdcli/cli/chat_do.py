@@ -168,8 +168,11 @@ def _load(loop: Loop, name: str) -> None:
 
     session = _store(loop).load(name)
     settings = settings_in(session)
+    try:
+        loop.knobs.take_over(settings, stay=_OF_THE_RUN)
+    except UsageError as error:
+        raise UsageError(f"session {name}: {error}") from error
     loop.talk.change_session(session)
-    loop.knobs.take_over(settings, stay=_OF_THE_RUN)
     show_session(loop)
     current = profile_name(loop.talk.pair)
     if session.profile != current:

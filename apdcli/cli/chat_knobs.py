@@ -20,7 +20,14 @@ from apdcli.load.profile import (
     known_decode_keys,
     nearest,
 )
-from apdcli.load.settings import Origin, Setting, Settings, resolve_settings
+from apdcli.load.settings import (
+    Origin,
+    Setting,
+    Settings,
+    check_together,
+    given_over,
+    resolve_settings,
+)
 
 if TYPE_CHECKING:
     from apdcli.chat.sessions import Session
@@ -72,7 +79,7 @@ class Knobs:
         Raises:
             UsageError: values that do not go together, or a strategy without its verifier.
         """
-        settings = self._settled(self.profile, {**self.flags, **own})
+        settings = self._settled(self.profile, given_over(self.flags, own))
         for name in own:
             _check_known(name, settings)
         return settings
@@ -105,9 +112,15 @@ class Knobs:
         return self.get(name)
 
     def take_over(self, settings: Mapping[str, Any], stay: Iterable[str]) -> None:
-        """Put another session's settings in place of all that were set but those that `stay`."""
+        """Put another session's settings in place of all that were set but those that `stay`.
+
+        Raises:
+            UsageError: they do not go together, or not with the profile; nothing is changed then.
+        """
         kept = {name: self.flags[name] for name in stay if name in self.flags}
-        self.flags = {**kept, **settings}
+        flags = {**kept, **settings}
+        self._settled(self.profile, flags)
+        self.flags = flags
         self.origins = {n: o for n, o in self.origins.items() if n in kept}
         self.origins.update(dict.fromkeys(settings, "session"))
 
@@ -175,6 +188,7 @@ class Knobs:
         settings = resolve_settings(profile, {**shared, **own}, self._environ)
         check_strategy(profile, strategy)
         try:
+            check_together(settings)
             make_params(strategy, **settings.decode_values())
         except ParameterError as error:
             raise UsageError(

@@ -11,8 +11,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from apdcli.cli.generate import check_settings
 from apdcli.cli.report import before_a_run, settings_line
-from apdcli.decode.params import make_params
 from apdcli.engine.device import resolve_device
 from apdcli.engine.pair import check_agreement, stop_ids
 from apdcli.load.hub import resolve_model
@@ -89,7 +89,7 @@ def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
     """
     profile = chosen_profile(name, environ)
     settings = resolve_settings(profile, {"profile": name}, environ)
-    make_params(settings.strategy, **settings.decode_values())
+    check_settings(settings)
     check_strategy(profile, settings.strategy)
     layouts: dict[Role, Layout] = {}
     roles: tuple[Role, ...] = ("denoiser", "verifier")

@@ -99,7 +99,12 @@ def settle(job: Job, context: Context) -> Settled:
         raise UsageError(f"{options.flag_of(knob)} and a --sweep of it exclude each other")
     if not values:
         block = settings["block_length"].value if "block_length" in settings else "all"
-        values = list(default_values(settings.strategy, settings["max_tokens"].value, block))
+        most = job.flags.get("max_lookahead")
+        values = [
+            value
+            for value in default_values(settings.strategy, settings["max_tokens"].value, block)
+            if knob != "k" or not isinstance(most, int) or value <= most
+        ]
     each = {
         value: _for_speed(generate.resolve(job_with(job, knob, value), context, seed=0)[1])
         for value in values

@@ -121,7 +121,7 @@ class Job:
         from apdcli.load.settings import resolve_settings
 
         settings = resolve_settings(profile, self.flags, environ)
-        _check_together(settings)
+        check_settings(settings)
         return profile, settings
 
     def told(self, settings: Settings) -> Settings:
@@ -215,8 +215,12 @@ def resolve(job: Job, context: Context, seed: int | None = None) -> tuple[Profil
     return profile, settings
 
 
-def _check_together(settings: Settings) -> None:
-    """Find out before torch is loaded whether values that are right alone are so together."""
+def check_settings(settings: Settings) -> None:
+    """Find out before torch is loaded whether values that are right alone are so together.
+
+    Raises:
+        UsageError: they are not; it says by which flag each is given, and where it came from.
+    """
     from apdcli.load.settings import check_together
 
     try:

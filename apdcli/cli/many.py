@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from apdcli.load.settings import Settings
 
 _SEEDS = 2**32
-_OTHER_WAY = {"k": "steps", "steps": "k"}  # a line that says one means it alone
 _TOGETHER = 1024  # lines of a file that are checked before the first of them is decoded
 
 
@@ -186,16 +185,11 @@ class _Many:
     def _settings(self, asked: Asked, number: int) -> Settings:
         """The run's settings with those of the line in their place."""
         from apdcli.load.profile import check_strategy
-        from apdcli.load.settings import Setting, Settings
+        from apdcli.load.settings import Setting, Settings, given_over
 
         settings = self.settings
         if asked.settings:
-            of_the_run = {
-                name: value
-                for name, value in self.job.flags.items()
-                if _OTHER_WAY.get(name) not in asked.settings
-            }
-            job = replace(self.job, flags={**of_the_run, **asked.settings})
+            job = replace(self.job, flags=given_over(self.job.flags, asked.settings))
             try:
                 _, settings = job.settle(self.profile, self.context.environ)
             except UsageError as error:

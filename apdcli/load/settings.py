@@ -50,6 +50,7 @@ _SHORT = {
     "n": "max_tokens",
     **{short: name for name, short in _LETTERS.items()},
 }
+_OTHER_WAY = {"k": "steps", "steps": "k"}  # two ways to say how many tokens a step takes
 _FOLDERS = ("CONFIG_DIR", "DATA_DIR", "CACHE_DIR")
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -207,20 +208,38 @@ def _nearer(one: Setting, other: Setting, layers: Sequence[Layer]) -> bool:
 
 
 def check_together(settings: Settings) -> None:
-    """Refuse two values given for one run of which only one could hold.
+    """Refuse two values of which only one could hold, such as K > M, wherever they come from.
+
+    K stands over a smaller M that was given further from the user: a flag over the profile's.
 
     Raises:
         ParameterError: naming the one that is too much.
     """
-    given = {name: setting.value for name, setting in settings.items() if setting.origin == "flag"}
-    if "k" not in given:
+    k, steps, most = (settings.get(name) for name in ("k", "steps", "max_lookahead"))
+    if k is None or k.origin == "default":
         return
-    k, most = given["k"], given.get("max_lookahead")
-    if given.get("steps") is not None:
-        allowed = f"left out where k is given ({k}): both say how many tokens a step takes"
-        raise ParameterError("steps", given["steps"], allowed)
-    if isinstance(most, int) and k > most:
-        raise ParameterError("k", k, f"at most max_lookahead ({most}), the positions drafted")
+    if steps is not None and steps.value is not None and _distance(steps) == _distance(k):
+        allowed = f"left out where k is given ({k.value}): both say how many tokens a step takes"
+        raise ParameterError("steps", steps.value, allowed)
+    if most is None or not isinstance(most.value, int) or k.value <= most.value:
+        return
+    if _distance(most) == _distance(k):
+        allowed = f"at most max_lookahead ({most.value}), the positions drafted"
+        raise ParameterError("k", k.value, allowed)
+    if _distance(most) < _distance(k):
+        allowed = f"at least k ({k.value} by the {k.origin}), the tokens taken at a step"
+        raise ParameterError("max_lookahead", most.value, allowed)
+
+
+def _distance(setting: Setting) -> int:
+    """How far from the user a setting was given: 0 by a flag, in a chat, for this run."""
+    further: tuple[Origin, ...] = ("environment", "tuned", "profile", "default")
+    return 1 + further.index(setting.origin) if setting.origin in further else 0
+
+
+def given_over(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given for all under what is given for one alone, which says K or steps its way."""
+    return {n: v for n, v in common.items() if _OTHER_WAY.get(n) not in own} | dict(own)
 
 
 def tuned_values(profile: Profile, layers: Sequence[Layer] = ()) -> Mapping[str, Any]:

@@ -119,6 +119,29 @@ def test_values_that_do_not_go_together(reference: LoadedPair) -> None:
         resolve_spec(spec, reference.profile, {"max_tokens": 24}, {})
 
 
+@pytest.mark.parametrize(
+    ("text", "common", "said"),
+    [
+        ("left_to_right:K=4,M=2", {}, "k = 4: it must be at most max_lookahead (2)"),
+        ("left_to_right:K=4", {"max_lookahead": 2}, "k = 4: it must be at most"),
+        ("x=confidence:K=4,steps=2", {}, "steps = 2: it must be left out where k is given"),
+    ],
+)
+def test_values_of_which_one_could_hold(
+    reference: LoadedPair, text: str, common: dict[str, Any], said: str
+) -> None:
+    spec = parse_spec(text)
+    with pytest.raises(UsageError) as caught:
+        resolve_spec(spec, reference.profile, common, {})
+    assert str(caught.value).startswith(f"setting {spec.name!r}: {said}")
+
+
+def test_a_setting_says_its_own_way_how_many_tokens_a_step_takes(reference: LoadedPair) -> None:
+    spec = parse_spec("confidence:steps=2")
+    settings = resolve_spec(spec, reference.profile, {"k": 4}, {})
+    assert (settings["steps"].value, settings["k"].origin) == (2, "default")
+
+
 def test_settings_and_floors_load_no_torch() -> None:
     code = (
         "import apdcli.bench.settings, apdcli.bench.sizes, apdcli.bench.floor_table, "

@@ -127,6 +127,40 @@ def test_values_that_do_not_go_together(apd: Apd, profile: Path) -> None:
     assert "300" in ran.complaint
 
 
+_BOTH = "[decode]\nstrategy = 'left_to_right'\nk = 4\nmax_lookahead = 2\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("generate", "hi"),
+        ("chat",),
+        ("eval", "--task", "sums", "--limit", 1),
+        ("tune", "--limit", 1),
+        ("bench", "--strategies", "left_to_right", "hi"),
+        ("profiles", "check"),
+    ],
+)
+def test_more_tokens_a_step_than_positions_drafted_are_refused_on_every_way_in(
+    apd: Apd, make_profile: MakeProfile, args: tuple[str, ...]
+) -> None:
+    said = "it must be at most max_lookahead (2), the positions drafted"
+    profile = make_profile(_BOTH)
+    command, *rest = args
+    place = [profile] if command == "profiles" else ["-p", profile]
+    ran = apd(command, *rest, *place, stdin="hi")
+    assert (ran.status, said in ran.complaint) == (2, True), ran.err
+    plain = make_profile("")
+    place = [plain] if command == "profiles" else ["-p", plain]
+    both = {"APD_STRATEGY": "left_to_right", "APD_K": "4", "APD_M": "2"}
+    ran = apd(command, *rest, *place, stdin="hi", environ=both)
+    assert (ran.status, said in ran.complaint) == (2, True), ran.err
+    if command in ("profiles", "bench"):
+        return
+    ran = apd(*args, "-p", plain, "-S", "left_to_right", "-K", 4, "-M", 2, stdin="hi")
+    assert (ran.status, said in ran.complaint) == (2, True), ran.err
+
+
 def test_no_prompt_and_nobody_pipes_shows_an_example(apd: Apd) -> None:
     ran = apd("generate", stdin=None)
     assert ran.status == 2

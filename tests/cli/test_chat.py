@@ -110,6 +110,21 @@ def test_ids_are_given_back_and_are_json(apd: Apd, profile: Path) -> None:
     assert none["left_out"] == 0
 
 
+def test_a_line_whose_values_exclude_each_other(apd: Apd, profile: Path) -> None:
+    lines = [{"prompt": "hi", "k": 4}, {"prompt": "hi", "k": 2, "max-tokens": 4}]
+    given = ("-S", "left_to_right", "-M", 2)
+    ran = apd("chat", "-p", profile, "--json", *given, stdin="\n".join(map(json.dumps, lines)))
+    first, second = map(json.loads, ran.out.splitlines())
+    assert first == {
+        "line": 1,
+        "error": "K 4: it must be at most max_lookahead (2), the positions drafted",
+    }
+    assert second["settings"]["k"] == {"value": 2, "from": "line"}
+    line = json.dumps({"prompt": "hi", "steps": 3, "max-tokens": 4})
+    ran = apd("chat", "-p", profile, "--json", "-S", "confidence", "-K", 2, stdin=line)
+    assert json.loads(ran.out)["settings"]["steps"]["value"] == 3  # it stands over the run's K
+
+
 def test_a_blank_line_has_an_answer_where_whoever_sent_it_waits(apd: Apd, profile: Path) -> None:
     ran = apd("chat", "-p", profile, "--json", "-n", 4, stdin="\n \nhi\n")
     first, second, third = map(json.loads, ran.out.splitlines())

@@ -130,6 +130,39 @@ def test_set_refuses_by_the_same_rules_as_the_flags(seat: Seat, command: str, wh
     assert seat.loop.knobs.flags == {}
 
 
+@pytest.mark.parametrize(
+    ("before", "command", "why", "still"),
+    [
+        (("K 4",), "/set M 2", "K 4: it must be at most max_lookahead (2)", "M is 100"),
+        (("M 2",), "/set K 4", "K 4: it must be at most max_lookahead (2)", "K is 1"),
+        (
+            ("strategy confidence", "K 2"),
+            "/set steps 8",
+            "steps 8: it must be left out where k is given (2)",
+            "steps is none",
+        ),
+    ],
+)
+def test_set_refuses_what_another_value_excludes(
+    seat: Seat, before: tuple[str, ...], command: str, why: str, still: str
+) -> None:
+    seat("/set strategy left_to_right", *(f"/set {text}" for text in before))
+    kept = dict(seat.loop.knobs.flags)
+    shown = seat(command)
+    assert why in " ".join(shown.split())
+    assert seat.loop.knobs.flags == kept
+    assert still in seat(f"/set {command.split()[1]}")
+
+
+def test_a_session_that_contradicts_itself_is_not_loaded(seat: Seat) -> None:
+    settings = {"strategy": "left_to_right", "k": 4, "max_lookahead": 2}
+    Store(seat.store.folder).save(Session("odd", seat.loop.talk.session.profile, settings=settings))
+    before = seat.name
+    shown = " ".join(seat("/load odd").split())
+    assert "session odd: K 4: it must be at most max_lookahead (2)" in shown
+    assert (seat.name, seat.loop.knobs.flags) == (before, {})
+
+
 def test_what_show_shows_and_cannot_be_set_says_so(seat: Seat) -> None:
     for name in ("denoiser-dtype", "engine", "verifier_quantize"):
         assert f"{name} cannot change while the models are loaded" in seat(f"/set {name} x")

@@ -289,6 +289,13 @@ def test_a_bare_sweep_takes_the_strategys_values(apd: Apd) -> None:
     assert [p["value"] for p in ran["sweep"]["points"]] == [4, "all"]
 
 
+def test_a_bare_sweep_takes_no_more_tokens_than_are_drafted(apd: Apd) -> None:
+    given = (*DEMO, "--task", "copy", "--limit", "1", "-S", "left_to_right", "-M", "3")
+    ran = found(apd(*given, "--sweep", "--json"))
+    assert [p["value"] for p in ran["sweep"]["points"]] == [1, 2, 3]
+    assert "-K/--k 6 (flag): it must be at most" in apd(*given, "--sweep", "2,6").complaint
+
+
 @pytest.mark.parametrize(
     ("more", "setting"),
     [

@@ -125,7 +125,11 @@ def test_variables_of_other_strategies_wait_for_them_without_a_word(strategy: st
         ({"strategy": "left_to_right", "k": 4, "max_lookahead": 4}, {}, None),
         ({"strategy": "left_to_right", "k": 4, "max_lookahead": "auto"}, {}, None),
         ({"strategy": "left_to_right", "k": 400}, {}, None),  # nobody asked for another M
-        ({"strategy": "left_to_right", "k": 4}, {"APD_M": "2"}, None),
+        ({"strategy": "left_to_right", "k": 4}, {"APD_M": "2"}, None),  # K is nearer
+        ({"strategy": "left_to_right", "max_lookahead": 2}, {}, "max_lookahead"),  # the profile's k
+        ({"strategy": "left_to_right"}, {"APD_M": "2"}, "max_lookahead"),
+        ({"strategy": "left_to_right"}, {"APD_M": "2", "APD_K": "4"}, "k"),
+        ({"strategy": "apd"}, {"APD_M": "2", "APD_K": "4"}, None),
         ({"strategy": "confidence", "k": 4, "steps": 2}, {}, "steps"),
         ({"strategy": "confidence", "steps": 2}, {}, None),  # over the profile's k
     ],
@@ -140,6 +144,23 @@ def test_two_values_of_which_one_could_hold_are_refused(
     with pytest.raises(ParameterError) as caught:
         check_together(settings)
     assert caught.value.field == refused
+
+
+@pytest.mark.parametrize(
+    ("table", "origin"),
+    [("[decode]\nstrategy = 'left_to_right'\n", "profile"), ('[tuned."{}"]\n', "tuned")],
+)
+def test_a_profile_that_contradicts_itself_is_refused(
+    tmp_path: Path, table: str, origin: str
+) -> None:
+    path = tmp_path / "p.toml"
+    table = table.format(device_name("cpu")) + "strategy = 'left_to_right'\n" * (origin == "tuned")
+    path.write_text(f'[denoiser]\nmodel="x"\ndevice="cpu"\n{table}k = 4\nmax_lookahead = 2\n')
+    settings = resolve_settings(find_profile(path), {}, {})
+    assert settings["k"] == Setting(4, origin)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match=r"k = 4: .* at most max_lookahead \(2\)"):
+        check_together(settings)
+    check_together(resolve_settings(find_profile(path), {"k": 3}, {}))  # a flag stands over it
 
 
 def test_k_that_is_asked_for_stands_over_the_steps_of_a_profile(tmp_path: Path) -> None:
