@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -19,18 +18,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from apdcli.chat.session_names import LONGEST, check_name, is_automatic, is_name
 from apdcli.errors import InputError, OutputError, UsageError, reason
 from apdcli.load.home import home_path
 from apdcli.load.profile import nearest
 
 FORMAT, VERSION = "apd-session", 1
-_LONGEST = 100
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST - 1}}}")
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows
-_AUTOMATIC = re.compile(r"\d{4}-\d\d-\d\d-\d{6}(-\d+)?")  # as fresh_name makes them
 _SUFFIX, _TEMPORARY = ".json", ".part"
 _STALE_S = 3600.0
 _LOCK_S = 10.0  # a save takes milliseconds
+_DAMAGED = "the session {} is damaged: {}; it is left as it is: mend or delete it, or begin another"
 _MOST_S = 2.0**37  # a date after the year 6000 is none
 
 
@@ -106,29 +103,6 @@ class Entry:
     problem: str | None = None
 
 
-def check_name(name: str) -> str:
-    """The name, if it can be a file's on every platform and nowhere but in the folder.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    if not _is_name(name):
-        raise UsageError(
-            f"{name!r} cannot be a session's name: use up to {_LONGEST} ASCII letters, digits, "
-            "- _ and ., a letter or digit first, no . last, and no device's name such as con"
-        )
-    return name
-
-
-def is_automatic(name: str) -> bool:
-    """Whether a session has its name from the time, and not from the user."""
-    return bool(_AUTOMATIC.fullmatch(name))
-
-
-def _is_name(name: str) -> bool:
-    return bool(_NAME.fullmatch(name)) and not name.endswith(".") and not _RESERVED.fullmatch(name)
-
-
 class Store:
     """The folder of sessions."""
 
@@ -147,7 +121,7 @@ class Store:
     def names(self) -> list[str]:
         """The names of all sessions, the one that was changed last first."""
         with contextlib.suppress(OSError):
-            found = [p for p in self.folder.glob(f"*{_SUFFIX}") if _is_name(p.stem)]
+            found = [p for p in self.folder.glob(f"*{_SUFFIX}") if is_name(p.stem)]
             return [p.stem for p in sorted(found, key=_changed, reverse=True)]
         return []
 
@@ -169,8 +143,16 @@ class Store:
         while self.path(name).exists():
             number += 1
             ending = f"-{number}"
-            name = base[: _LONGEST - len(ending)] + ending
+            name = base[: LONGEST - len(ending)] + ending
         return name
+
+    def has(self, name: str) -> bool:
+        """Whether there is a session of that name; raises UsageError, InputError as `load`."""
+        path = self.path(name)
+        try:
+            return path.exists()
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {reason(error)}") from error
 
     def load(self, name: str | None = None) -> Session:
         """A session by name; None takes the one that was changed last.
@@ -185,10 +167,10 @@ class Store:
                 raise UsageError(f"there is no session to resume yet (in {self.folder})")
             name = names[0]
         path = self.path(name)
-        if not path.exists():
+        if not self.has(name):
             known = self.names()
-            hint = nearest(name, known) or ("there are: " + ", ".join(known[:5]) if known else "")
-            raise UsageError(f"no session is called {name!r}" + (f"; {hint}" if hint else ""))
+            hint = nearest(name, known) or "there are: " + (", ".join(known[:5]) or "none yet")
+            raise UsageError(f"no session is called {name!r}; {hint}")
         session = self._read(name)
         self._seen[name] = _mark(path)
         return session
@@ -251,15 +233,11 @@ class Store:
         except OSError as error:
             raise InputError(f"cannot read {path}: {reason(error)}") from error
         except (ValueError, RecursionError) as error:
-            raise InputError(f"the session {path} is damaged: not JSON; it is left as it is") from (
-                error
-            )
+            raise InputError(_DAMAGED.format(path, "not JSON")) from error
         try:
             return _session(name, record)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"the session {path} is damaged: not as apd writes it; it is left as it is"
-            ) from error
+            raise InputError(_DAMAGED.format(path, "not as apd writes it")) from error
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -347,7 +325,7 @@ def _session(name: str, record: Any) -> Session:
     """
     _require(record["format"] == FORMAT and _typed(record["version"], int) >= 1)
     if record["version"] > VERSION:
-        raise InputError(f"the session {name} was written by a newer apd; it is left as it is")
+        raise InputError(f"the session {name} was written by a newer apd; update apd to go on")
     turns = [_turn(turn) for turn in record["turns"]]
     session = Session(
         name=name,

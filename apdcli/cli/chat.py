@@ -5,8 +5,9 @@ Torch is imported only once everything that can be wrong without it has been fou
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +16,7 @@ from apdcli.cli.chat_options import LATEST
 from apdcli.cli.context import Context
 from apdcli.cli.outputs import check_apart, check_writable
 from apdcli.cli.variables import note_unknown
-from apdcli.errors import ProfileError, UsageError
+from apdcli.errors import ModelError, ProfileError, UsageError
 from apdcli.render.terminal import can_draw, is_terminal, no_echo, stream_size
 
 if TYPE_CHECKING:
@@ -38,11 +39,13 @@ class Job(generate.Job):
 
     Attributes:
         resume: a session's name, LATEST for the last one, None for a new one.
+        session: the name of a session to go on with, or to begin.
     """
 
     command: ClassVar[str] = "chat"
 
     resume: str | None = None
+    session: str | None = None
     no_save: bool = False
     markdown: bool = False
 
@@ -53,9 +56,12 @@ class Job(generate.Job):
         Raises:
             UsageError: a value out of range, or options that exclude each other.
         """
-        if values["resume"] is not None and values["no_save"]:
+        given = [name for name in ("resume", "session") if values[name] is not None]
+        given += ["no_save"] if values["no_save"] else []
+        if len(given) > 1:
+            one, other = map(options.long_flag, given[:2])
             hint = options.help_hint(cls.command)
-            raise UsageError(f"--resume and --no-save exclude each other; {hint}")
+            raise UsageError(f"{one} and {other} exclude each other; {hint}")
         job = super().of(prompt, {"output": None, "raw": False, **values})
         assert isinstance(job, Job)
         return job
@@ -67,22 +73,17 @@ def run(job: Job, context: Context) -> int:
     from apdcli.chat.sessions import user_store
 
     people = is_terminal(context.stdin) and is_terminal(context.stdout) and not job.json
-    store = user_store(context.environ) if people or job.resume is not None else None
+    named = job.resume is not None or job.session is not None
+    store = user_store(context.environ) if people or named else None
     store = None if job.no_save else store
     session, kept, given = _resumed(job, store), dict[str, Any](), job.flags
     if session is not None:
         from apdcli.cli.chat_knobs import settings_in
 
-        kept = settings_in(session)
+        kept = settings_in(session, but=given)
         job = _with_session(job, session, kept)
-    try:
+    with _remedy(session, given):
         profile, settings = generate.resolve(job, context)
-    except ProfileError as error:
-        if session is None or job.flags.get("profile") != session.profile:
-            raise
-        raise ProfileError(
-            f"session {session.name}: {error}; -p NAME goes on with another profile"
-        ) from error
     check_apart({"--trace": job.trace, "--export": job.export})
     for path in (job.trace, job.export):
         if path is not None:
@@ -92,11 +93,14 @@ def run(job: Job, context: Context) -> int:
 
     flags = {**kept, **job.flags}
     knobs = Knobs(profile, flags, context.environ, kept=flags.keys() - given.keys())
+    with _remedy(session, given):
+        knobs.settings()  # with what the session set for its strategy
     screen = _screen(context) if people else None
     # what is typed ahead is seen at the prompt, once
     keys = people and can_draw(context.out, context.environ)
     with no_echo(context.stdin if people else None, keys=keys):
-        pair = _load(job, context, profile, settings)
+        with _remedy(session, given):
+            pair = _load(job, context, profile, settings)
         talk = _talk(job, store, session, pair, knobs)
         loop = None if screen is None else _loop(job, context, talk, knobs, screen)
     status = _with_script(job, context, talk, knobs) if loop is None else _with_person(loop)
@@ -108,9 +112,37 @@ def run(job: Job, context: Context) -> int:
 
 
 def _resumed(job: Job, store: Store | None) -> Session | None:
-    if job.resume is None or store is None:
+    """The session that goes on; None for a new one."""
+    if store is None or (job.resume is None and job.session is None):
         return None
-    return store.load(None if job.resume == LATEST else job.resume)
+    if job.session is not None:
+        return store.load(job.session) if store.has(job.session) else None
+    name = None if job.resume == LATEST else job.resume
+    if name is not None:
+        store.path(name)  # what is no name begins nothing either
+    try:
+        return store.load(name)
+    except UsageError as error:
+        begins = "begins one" if name is None else "begins it"
+        raise UsageError(f"{error}; apd chat --session {name or 'NAME'} {begins}") from error
+
+
+@contextlib.contextmanager
+def _remedy(session: Session | None, given: Mapping[str, Any]) -> Iterator[None]:
+    """Name the session whose settings or models cannot be used, and the way to go on with it."""
+    try:
+        yield
+    except (ProfileError, ModelError) as error:
+        if session is None or "profile" in given:
+            raise
+        text = f"session {session.name}: {error}; -p NAME goes on with another profile"
+        raise type(error)(text) from error
+    except UsageError as error:
+        if session is None or not session.settings.keys() - given.keys():
+            raise
+        raise UsageError(
+            f"session {session.name}: {error}; what is given by flag stands over what it kept"
+        ) from error
 
 
 def _with_session(job: Job, session: Session, kept: Mapping[str, Any]) -> Job:
@@ -146,8 +178,7 @@ def _talk(
     from apdcli.cli.chat_do import kept_settings
 
     if session is None:
-        name = store.fresh_name() if store is not None else "-"
-        session = Session(name)
+        session = Session(job.session or (store.fresh_name() if store is not None else "-"))
     session.profile = profile_name(pair)
     session.settings = kept_settings(knobs.flags)
     session.markdown |= job.markdown
@@ -183,6 +214,8 @@ def _loop(job: Job, context: Context, talk: Talk, knobs: Knobs, screen: Screen) 
         screen.note(f"{_headline(talk, loop.settings())} · /help for commands, Ctrl-D leaves")
     if talk.turns or job.resume is not None:
         show_session(loop)
+    elif job.session is not None and not job.quiet:
+        screen.note(f"a new conversation, saved as {job.session} from its first answer on")
     return loop
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from apdcli.chat.commands import help_lines
 from apdcli.chat.files import MOST_BYTES, joined, read_text_file
 from apdcli.chat.screen import clipboard_code, stats_lines
-from apdcli.chat.sessions import Session, Turn, is_automatic, user_store
+from apdcli.chat.session_names import is_automatic
+from apdcli.chat.sessions import Session, Turn, user_store
 from apdcli.cli.chat_knobs import UNSET, fresh_seed, settings_in, shown
 from apdcli.cli.editor import run_editor
 from apdcli.cli.outputs import check_picture_name, check_writable

@@ -215,18 +215,26 @@ def _check_known(name: str, settings: Settings) -> None:
         raise UsageError(f"{shown(name)} does not go with {settings.strategy}, {takes}")
 
 
-def settings_in(session: Session) -> dict[str, Any]:
+def settings_in(session: Session, but: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The settings that a session was held with; what no longer is one is left out.
+
+    Args:
+        but: what was given by flag, in place of what the session has.
 
     Raises:
         UsageError: a value out of its range, as only another hand can have written it.
     """
     kept = {n: v for n, v in session.settings.items() if n in known_decode_keys()}
+    kept = given_over(kept, but or {})
+    kept = {n: v for n, v in kept.items() if n not in (but or {})}
     for name, value in kept.items():
         try:
             check_value(name, value)
         except ParameterError as error:
-            raise UsageError(f"session {session.name}: {error}") from error
+            flag = options.flag_of(name)
+            raise UsageError(
+                f"session {session.name}: {error}; {flag} on the command line stands over it"
+            ) from error
     return kept
 
 

@@ -24,6 +24,7 @@ Examples:
   apd chat -p dream -s "Answer in one sentence." --markdown
   apd chat --resume
   printf '%s\\n' "My name is Mia." "What is my name?" | apd chat
+  echo "Where were we?" | apd chat --session work
 """
 
 LATEST = "\0"  # --resume without a name; no command line can hold it
@@ -41,6 +42,13 @@ _OWN = (
         PROMPT,
         "Go on with a saved conversation: NAME, or the last one.",
         "[NAME]",
+    ),
+    Flag(
+        "session",
+        ("--session",),
+        PROMPT,
+        "Keep the conversation as NAME, in a pipe too: go on with it, or begin it.",
+        "NAME",
     ),
     Flag("no_save", ("--no-save",), PROMPT, "Keep nothing on disk: no session, no history."),
 )
@@ -86,7 +94,7 @@ def _chat(**values: Any) -> Any:
     """A conversation: on a terminal with editing and history, in a pipe line by line.
 
     /help in it lists its commands. On a terminal every answer is saved, in a pipe only with
-    --resume NAME; --resume goes on.
+    --session NAME or --resume; --resume goes on.
     """
     from apdcli.cli import chat
 

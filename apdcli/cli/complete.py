@@ -230,7 +230,7 @@ def _values(param: Any, typed: _Typed, current: str, environ: Mapping[str, str])
         return _profiles()
     if name == "strategy":
         return _strategies(_grouped(typed).strategies)
-    if name == "resume":
+    if name in ("resume", "session"):
         return _sessions(environ)
     if name == "option":
         return _parameters(typed, current, environ)

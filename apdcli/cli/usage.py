@@ -19,6 +19,13 @@ _OF_COMMANDS = {  # where a habit of one command has another name in the next
     ("apd fill", option): "a gap takes as many tokens as --gap says"
     for option in ("-n", "--max-tokens")
 }
+_OF_COMMANDS |= {
+    (
+        "apd chat",
+        option,
+    ): "--resume goes on with the last conversation, --session NAME with a named one"
+    for option in ("-c", "--continue", "--cid", "--conversation")
+}
 _NO_COMMAND = re.compile(r"""No such command (['"])(?P<name>.*?)\1(?:\.|$)""")
 _NO_OPTION = "NoSuchOption"
 

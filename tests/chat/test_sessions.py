@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apdcli.chat.sessions import Session, Store, Turn, check_name, data_folder
+from apdcli.chat.session_names import check_name
+from apdcli.chat.sessions import Session, Store, Turn, data_folder
 from apdcli.errors import InputError, OutputError, UsageError
 
 TURN = Turn("hi\n@x", "Hello \u202e\x1b[31m", "hi", "interrupted", (3, 0, 1), 0.25, 7, "apd")
@@ -85,6 +86,8 @@ def test_names_that_leave_the_folder_or_break_a_platform(store: Store, name: str
 def test_a_session_that_is_not_there_names_the_nearest(store: Store) -> None:
     with pytest.raises(UsageError, match="no session to resume yet"):
         store.load()
+    with pytest.raises(UsageError, match="no session is called 'holiday'; there are: none yet"):
+        store.load("holiday")
     store.save(session("holiday"))
     with pytest.raises(UsageError, match="did you mean holiday"):
         store.load("hoilday")

@@ -16,7 +16,7 @@ import torch
 import apdcli
 from apdcli.chat.sessions import Session, Store, Turn
 from apdcli.cli.signals import Signals
-from tests.cli.conftest import Apd
+from tests.cli.conftest import Apd, MakeProfile
 
 TALK = ("My name is Mia.", "I have 25 coins.", "What is my name?")
 
@@ -182,6 +182,41 @@ def test_a_script_can_go_on_with_a_session(apd: Apd, profile: Path, data: Path) 
     assert [t.answer for t in said] == fresh_answers(profile, TALK, recompute_window="all")
 
 
+def test_a_script_can_begin_a_session(apd: Apd, profile: Path, data: Path) -> None:
+    store = Store(data / "sessions")
+    given = ("--session", "bot", "-W", "all")
+    first = apd("chat", "-p", profile, *given, stdin=TALK[0])
+    assert (first.status, first.err) == (0, "")
+    rest = apd("chat", "--session", "bot", "--json", stdin="\n".join(TALK[1:]))
+    assert (rest.status, rest.err) == (0, "")
+    said = store.load("bot").turns
+    assert [t.message for t in said] == list(TALK)
+    assert [t.answer for t in said] == fresh_answers(profile, TALK, recompute_window="all")
+    assert json.loads(rest.out.splitlines()[0])["settings"]["recompute_window"] == {
+        "value": "all",
+        "from": "session",
+    }
+    assert store.names() == ["bot"]
+    assert apd("chat", "-p", profile, "--session", "none", stdin="").status == 0
+    assert store.names() == ["bot"]  # what nobody said anything in is not kept
+
+
+def test_two_that_begin_one_session_lose_nothing(
+    apd: Apd, profile: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(data / "sessions")
+
+    def has_not_yet(self: Store, name: str) -> bool:
+        store.save(Session(name, "demo", turns=[Turn("their question", "their answer")]))
+        return False
+
+    monkeypatch.setattr(Store, "has", has_not_yet)
+    ran = apd("chat", "-p", profile, "--session", "bot", stdin=TALK[0])
+    assert ran.err.endswith("this conversation goes on as bot-2\n")
+    monkeypatch.undo()
+    assert [store.load(n).turns[0].message for n in ("bot", "bot-2")] == ["their question", TALK[0]]
+
+
 def test_a_script_is_told_where_its_session_goes_on(
     apd: Apd, profile: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +246,41 @@ def test_a_session_whose_profile_is_gone_can_go_on_with_another(apd: Apd, data: 
     assert "-p NAME" not in apd("chat", "--resume", "bot", "-p", "gome", stdin="hi").complaint
 
 
+@pytest.mark.parametrize(
+    ("settings", "said", "remedy"),
+    [
+        ({"temperature": -1}, "temperature = -1: it must be", ("-t", 0)),
+        (
+            {"strategy": "left_to_right", "k": 4, "max_lookahead": 2},
+            "K 4: it must be at most max_lookahead (2)",
+            ("-M", 8),
+        ),
+        ({"strategy": "confidence", "k": 4, "steps": 2}, "steps 2: it must be", ("-K", 2)),
+    ],
+)
+def test_a_session_whose_settings_do_not_hold_goes_on_with_flags(
+    apd: Apd, profile: Path, data: Path, settings: dict[str, Any], said: str, remedy: Any
+) -> None:
+    Store(data / "sessions").save(Session("bot", str(profile), settings=settings))
+    refused = apd("chat", "--resume", "bot", stdin="hi").complaint
+    assert refused.startswith("apd: session bot: ")
+    assert said in refused
+    assert "stands over" in refused
+    ran = apd("chat", "--resume", "bot", "-n", 8, *remedy, stdin="hi")
+    assert (ran.status, ran.err) == (0, "")
+
+
+def test_a_session_whose_models_are_gone_can_go_on_with_another(
+    apd: Apd, make_profile: MakeProfile, profile: Path, data: Path, tmp_path: Path
+) -> None:
+    gone = make_profile(name="gone", denoiser=tmp_path / "no-model")
+    Store(data / "sessions").save(Session("bot", str(gone)))
+    said = apd("chat", "--resume", "bot", stdin="hi").complaint
+    assert said.startswith("apd: session bot: ")
+    assert "-p NAME goes on with another profile" in said
+    assert apd("chat", "--resume", "bot", "-p", profile, "-n", 4, stdin="hi").status == 0
+
+
 def test_settings_that_waited_for_another_strategy_still_wait(
     apd: Apd, profile: Path, data: Path
 ) -> None:
@@ -230,9 +300,14 @@ def test_settings_that_waited_for_another_strategy_still_wait(
 @pytest.mark.parametrize(
     ("args", "why"),
     [
-        (("--resume", "no-such"), "no session is called"),
-        (("--resume", "../x"), "cannot be a session's name"),
-        (("--resume",), "no session to resume"),
+        (("--resume", "no-such"), "there are: none yet; apd chat --session no-such begins it"),
+        (("--resume", "../x"), "cannot be a session's name: use up to"),
+        (("--session", "../x"), "cannot be a session's name: use up to"),
+        (("--resume",), "no session to resume yet"),
+        (("--resume",), "apd chat --session NAME begins one"),
+        (("--resume", "--session", "x"), "--resume and --session exclude each other"),
+        (("--session", "x", "--no-save"), "--session and --no-save exclude each other"),
+        (("--continue",), "--resume goes on with the last conversation"),
         (("--resume", ""), "'' cannot be a session's name"),
         (("--resume=",), "'' cannot be a session's name"),
         (("--resume", "--no-save"), "exclude each other"),
@@ -260,7 +335,10 @@ def test_mistakes_are_one_line_before_anything_is_loaded(
 def test_a_damaged_session_is_one_line_and_stays(apd: Apd, data: Path) -> None:
     (data / "sessions").mkdir(parents=True)
     (data / "sessions" / "bad.json").write_text("{")
-    assert "damaged" in apd("chat", "--resume", "bad", stdin="hi").complaint
+    for flag in ("--resume", "--session"):
+        said = apd("chat", flag, "bad", stdin="hi").complaint
+        assert "damaged" in said
+        assert "mend or delete it, or begin another" in said
     assert (data / "sessions" / "bad.json").read_text() == "{"
 
 
@@ -323,4 +401,4 @@ for line in sys.argv[1:]:
     )
     assert done.returncode == 0, done.stderr
     assert "--resume [NAME]" in done.stdout
-    assert "in a pipe only with --resume NAME" in " ".join(done.stdout.split())
+    assert "in a pipe only with --session NAME or --resume" in " ".join(done.stdout.split())

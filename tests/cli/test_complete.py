@@ -117,6 +117,7 @@ def test_sessions(sessions: str) -> None:
     found, files = candidates(["chat", "--resume"], "ne", {"APD_DATA_DIR": sessions})
     assert found[0].help.startswith("last used 2001-09-0")
     assert not files
+    assert offered("apd chat --session ol", APD_DATA_DIR=sessions) == ["old-1", "old-2"]
     # --resume may stand alone
     assert offered("apd chat --resume -p dem", APD_DATA_DIR=sessions) == ["demo"]
     assert "--markdown" in offered("apd chat --resume --", APD_DATA_DIR=sessions)
