@@ -156,17 +156,13 @@ def _with_session(job: Job, session: Session, kept: Mapping[str, Any]) -> Job:
 
 def _load(job: Job, context: Context, profile: Profile, settings: Settings) -> LoadedPair:
     began = time.perf_counter()
-    from apdcli.cli.loading import loading
+    from apdcli.cli.loading import loading, tell_loaded
 
     with loading(context, quiet=job.quiet):
         from apdcli.cli.models import load_models
 
         pair = load_models(profile, settings)
-    if job.verbose:
-        from apdcli.cli.report import loaded_lines
-
-        for line in loaded_lines(pair, settings, time.perf_counter() - began):
-            context.say(line)
+    tell_loaded(context, pair, settings, began, quiet=job.quiet, verbose=job.verbose)
     return pair
 
 

@@ -1,4 +1,4 @@
-"""What would run with a profile: everything `apd generate` loads but the weights' values.
+"""What would run with a profile: everything `apd generate` loads, and a look at the weights.
 
 Knows nothing of streams.
 """
@@ -15,6 +15,7 @@ from apdcli.cli.generate import check_settings
 from apdcli.cli.report import before_a_run, settings_line
 from apdcli.engine.device import resolve_device
 from apdcli.engine.pair import check_agreement, stop_ids
+from apdcli.load.finite import ROWS, check_finite
 from apdcli.load.hub import resolve_model
 from apdcli.load.layout import Layout, Role, check_layout, check_role
 from apdcli.load.profile import Profile, check_strategy
@@ -29,7 +30,7 @@ from apdcli.models.quantized import has_kernels
 
 @dataclass(frozen=True)
 class ModelReport:
-    """One model of the pair, as it would be loaded."""
+    """One model of the pair, as it would be loaded; `values` that were looked at: all or some."""
 
     role: str
     folder: str
@@ -41,6 +42,7 @@ class ModelReport:
     device: str
     dtype: str
     quantize: str
+    values: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
         environ: the process's environment.
 
     Raises:
-        ApdError: what `apd generate` would refuse, but for damage inside the weights' values.
+        ApdError: what `apd generate` would refuse; of weights that are not numbers, the tensor.
+            Of models over 1 GiB only some rows of each tensor are looked at, which is noted.
     """
     profile = chosen_profile(name, environ)
     settings = resolve_settings(profile, {"profile": name}, environ)
@@ -106,11 +109,17 @@ def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
     if len(tokenizers) == 2:
         check_agreement(*tokenizers)
     writer = tokenizers[0]  # the denoiser's makes the prompt and ends the answer
-    stop_ids(writer, layouts["denoiser"].config)
+    ends = stop_ids(writer, layouts["denoiser"].config)
     writer.check_chat(settings.system)
     notes = [] if writer.has_chat_template else [f"{writer.folder} has no chat template: use --raw"]
+    notes += writer.end_notes(ends)
     notes += [note for layout in layouts.values() if (note := spare_head(layout))]
     models = tuple(_model(role, layout, settings) for role, layout in layouts.items())
+    notes += [
+        f"of the {model.role}'s weights {ROWS} rows of each tensor were looked at, not every value"
+        for model in models
+        if model.values != "all"
+    ]
     return Report(profile, before_a_run(settings), models, tuple(notes))
 
 
@@ -133,6 +142,7 @@ def _model(role: str, layout: Layout, settings: Settings) -> ModelReport:
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         quantize=quantize,
+        values="all" if check_finite(layout) else "some",
     )
 
 

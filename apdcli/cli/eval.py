@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from apdcli.cli import generate, options
 from apdcli.cli.context import Context
 from apdcli.cli.eval_options import Job, job_with, swept_values
+from apdcli.cli.loading import tell_loaded
 from apdcli.cli.main import INTERRUPTED
 from apdcli.cli.progress import Progress
 from apdcli.cli.variables import note_unknown
@@ -169,11 +170,7 @@ def _load(job: Job, settled: Settled, context: Context) -> LoadedPair:
     from apdcli.cli.models import load_models
 
     pair = load_models(settled.profile, settled.first)
-    if job.verbose:
-        from apdcli.cli.report import loaded_lines
-
-        for line in loaded_lines(pair, settled.first, time.perf_counter() - began):
-            context.say(line)
+    tell_loaded(context, pair, settled.first, began, quiet=job.quiet, verbose=job.verbose)
     return pair
 
 

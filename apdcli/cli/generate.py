@@ -236,18 +236,14 @@ def check_settings(settings: Settings) -> None:
 def _load(profile: Profile, settings: Settings, text: str, job: Job, context: Context) -> _Going:
     """Load the models and check the request against them."""
     began = time.perf_counter()
-    from apdcli.cli.loading import loading
+    from apdcli.cli.loading import loading, tell_loaded
 
     with loading(context, quiet=job.quiet):
         from apdcli.cli.models import load_models
 
         pair = load_models(profile, settings)
         request, layout = job.prepare(pair, text, settings)
-    if job.verbose:
-        from apdcli.cli.report import loaded_lines
-
-        for line in loaded_lines(pair, settings, time.perf_counter() - began):
-            context.say(line)
+    tell_loaded(context, pair, settings, began, quiet=job.quiet, verbose=job.verbose)
     state = view_state(request, layout, settings)
     return _Going(job, context, settings, request, layout, state)
 

@@ -18,6 +18,7 @@ from apdcli.cli import generate
 from apdcli.cli.answers import Answers, AnswersFile, StreamedAnswers
 from apdcli.cli.context import Context
 from apdcli.cli.lines import Asked, Line, Source, id_of, open_source, read_line
+from apdcli.cli.loading import tell_loaded
 from apdcli.cli.main import INTERRUPTED
 from apdcli.cli.progress import Progress
 from apdcli.cli.raw import RAW_IS_ALL, brings_system, told
@@ -208,11 +209,8 @@ class _Many:
             from apdcli.cli.models import load_models
 
             self._pair = load_models(self.profile, self.settings)
-            if self.job.verbose:
-                from apdcli.cli.report import loaded_lines
-
-                for text in loaded_lines(self._pair, self.settings, time.perf_counter() - began):
-                    self.context.say(text)
+            told = {"quiet": self.job.quiet, "verbose": self.job.verbose}
+            tell_loaded(self.context, self._pair, self.settings, began, **told)
             self.progress.start()
             self.began = time.perf_counter()
         return self._pair

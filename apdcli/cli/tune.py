@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from apdcli.cli import generate, options
 from apdcli.cli.context import Context
-from apdcli.cli.loading import loading
+from apdcli.cli.loading import loading, tell_loaded
 from apdcli.cli.main import INTERRUPTED
 from apdcli.cli.outputs import check_writable
 from apdcli.cli.progress import Progress
@@ -95,11 +95,7 @@ def _ground(
         from apdcli.tune.setup import Ground
 
         pair = load_models(profile, settings)
-    if job.verbose:
-        from apdcli.cli.report import loaded_lines
-
-        for line in loaded_lines(pair, settings, time.perf_counter() - began):
-            context.say(line)
+    tell_loaded(context, pair, settings, began, quiet=job.quiet, verbose=job.verbose)
     if task is None:
         task = _prompts(job, context, pair, settings)
     return Ground.of(pair, task, settings, job.flags, context.environ)

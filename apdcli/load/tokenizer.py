@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -238,10 +238,27 @@ class Tokenizer:
     def stop_ids(self) -> frozenset[int]:
         """Ids that end an answer: end of text, and the token that ends a turn in the template."""
         ids = {self._role_ids["eos_token"]} if "eos_token" in self._role_ids else set()
-        ids |= files.eos_ids(self.folder)
+        ids |= files.eos_ids(self.folder).keys()
         turn_end = self._turn_end()
         ids |= set() if turn_end is None else {turn_end}
         return frozenset(i for i in ids if i in self._text)
+
+    def end_notes(self, ends: Collection[int]) -> list[str]:
+        """What to know of ids that are said to end an answer and cannot, a line each.
+
+        Args:
+            ends: those that do, of tokenizer and model.
+        """
+        lost = {i: file for i, file in files.eos_ids(self.folder).items() if i not in self._text}
+        notes = [
+            f"{file}: eos_token_id {i} is no token of this tokenizer and ends nothing"
+            for i, file in sorted(lost.items())
+        ]
+        if not any(i in self._text for i in ends):
+            notes.append(
+                f"{self.folder} names no token that ends an answer: only --max-tokens and --stop do"
+            )
+        return notes
 
     def _turn_end(self) -> int | None:
         """The special token that the template writes right after an answer, if it writes one."""

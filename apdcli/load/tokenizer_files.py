@@ -80,19 +80,19 @@ def template_source(folder: Path) -> tuple[str, Path] | None:
     raise ModelError(f"{config}: chat_template must be a string or a list of named templates")
 
 
-def eos_ids(folder: Path) -> set[int]:
-    """End-of-text ids of generation_config.json and config.json.
+def eos_ids(folder: Path) -> dict[int, Path]:
+    """End-of-text ids of generation_config.json and config.json, with the file that names each.
 
     Raises:
         ModelError: one of them is damaged, or what it gives is no id.
     """
-    ids: set[int] = set()
+    ids: dict[int, Path] = {}
     for file in ("generation_config.json", "config.json"):
         value = read_json_if_there(folder / file).get("eos_token_id")
         items = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
             raise ModelError(f"{folder / file}: eos_token_id must be token ids, not {value!r}")
-        ids.update(items)
+        ids |= {item: folder / file for item in items if item not in ids}
     return ids
 
 

@@ -283,6 +283,21 @@ def test_check_notes_a_missing_template(apd: Apd, broken: MakeBroken, tmp_path: 
     assert apd("generate", "-p", path, "--raw", "hi").status == 0
 
 
+def test_an_end_that_no_token_has_is_noted(apd: Apd, broken: MakeBroken, tmp_path: Path) -> None:
+    path = broken("denoiser", {"generation_config.json": '{"eos_token_id": [2, 99999]}'})
+    note = (
+        f"{tmp_path}/broken/generation_config.json: eos_token_id 99999 is no token of this "
+        "tokenizer and ends nothing"
+    )
+    assert f"note      {note}\n" in apd("profiles", "check", path).out
+    for command in (("generate", "hi"), ("chat",)):
+        given = (*command, "-p", path, "-n", 4)
+        assert apd(*given, stdin="hi").err == ""  # a script's stays clean
+        assert note in apd(*given, "-v", stdin="hi").err
+        assert note not in apd(*given, "-q", stdin="hi", terminal=True).err
+    assert note in apd("generate", "hi", "-p", path, "-n", 4, terminal=True).err
+
+
 def test_check_notes_a_head_that_is_not_used(apd: Apd, broken: MakeBroken, tmp_path: Path) -> None:
     path = broken("verifier", {})
     file = tmp_path / "broken/model.safetensors"
@@ -308,9 +323,33 @@ def test_weights_that_are_not_numbers_give_one_line(
         ran = apd("generate", "-p", path, "hi", *more)
         assert ran.status == 1
         assert f"the {role}'s logits are not numbers" in ran.complaint
+    said = apd("profiles", "check", path).complaint
+    assert f"{file}: model.layers.0.mlp.up_proj.weight holds values that are not numbers" in said
     if role == "denoiser":
         assert "not numbers" in apd("fill", "-p", path, "a ___ b").complaint
         assert "not numbers" in apd("generate", "-p", path, "hi", "-S", "dico").complaint
+
+
+def test_check_says_which_values_it_has_looked_at(
+    apd: Apd, broken: MakeBroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = broken("denoiser", {})
+    file = tmp_path / "broken/model.safetensors"
+    tensors = load_file(file)
+    name, matrix = max(tensors.items(), key=lambda item: item[1].shape[0])
+    rows = len(matrix)
+    assert rows > 32
+    found = json.loads(apd("profiles", "check", path, "--json").out)
+    assert [model["values"] for model in found["models"]] == ["all", "all"]
+    matrix[1, 0] = float("-inf")
+    save_file(tensors, file)
+    assert f"{name} holds values that are not" in apd("profiles", "check", path).complaint
+    monkeypatch.setattr("apdcli.load.finite._WHOLE", 0)  # as if it were a large one
+    note = "of the denoiser's weights 16 rows of each tensor were looked at, not every value"
+    assert f"note      {note}\n" in apd("profiles", "check", path).out
+    matrix[0, 0] = float("nan")
+    save_file(tensors, file)
+    assert f"{name} holds values that are not" in apd("profiles", "check", path).complaint
 
 
 def test_show_says_what_was_tuned_for_this_device(apd: Apd, make_profile: MakeProfile) -> None:

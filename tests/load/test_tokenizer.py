@@ -194,6 +194,20 @@ def test_ends_that_are_no_ids(copy: Copy, value: object) -> None:
         _ = load_tokenizer(folder).stop_ids
 
 
+def test_ends_that_no_token_has_are_named(copy: Copy) -> None:
+    folder = copy("hub_dream")
+    whole = load_tokenizer(folder)
+    assert whole.end_notes(whole.stop_ids) == []
+    edit(folder / "generation_config.json", eos_token_id=[*sorted(whole.stop_ids), 10**6])
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.stop_ids == whole.stop_ids
+    file = folder / "generation_config.json"
+    lost = f"{file}: eos_token_id 1000000 is no token of this tokenizer and ends nothing"
+    assert tokenizer.end_notes(tokenizer.stop_ids) == [lost]
+    *_, none = tokenizer.end_notes({10**6})
+    assert none == f"{folder} names no token that ends an answer: only --max-tokens and --stop do"
+
+
 def test_helpers_that_templates_use(copy: Copy) -> None:
     folder = copy("hub_dream")
     (folder / "chat_template.jinja").write_text(
