@@ -6,7 +6,6 @@ Knows where names come from only as functions; imported with prompt_toolkit, whe
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,12 +13,12 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
 from apdcli.chat.commands import COMMANDS
+from apdcli.chat.files import begun_path
 from apdcli.load.home import home_path
 from apdcli.render.safe import visible
 
 _MOST = 200
 _FILES = ("file", "export")
-_AT = re.compile(r'(?<!\S)@("[^"\n]*|[^\s"]*)$')
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class ChatCompleter(Completer):
             name, space, rest = text[1:].partition(" ")
             yield from self._argument(name, rest) if space else _commands(name)
             return
-        if named := _AT.search(text):
-            yield from _paths(named[1])
+        if (path := begun_path(text)) is not None:
+            yield from _paths(path)
 
     def _argument(self, name: str, rest: str) -> Iterator[Completion]:
         first, space, value = rest.partition(" ")

@@ -16,6 +16,7 @@ from apdcli.load.home import home_path
 
 MOST_BYTES = 256 * 2**10
 _AT = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|(\S+))')
+_BEGUN = re.compile(r'(?<!\S)@("[^"\n]*|[^\s"]\S*|)$')  # the same, as far as it is typed
 _ESCAPED = re.compile(r"(?<!\S)\\@")
 _TRAILING = ".,;:!?)]}'"  # punctuation of the sentence, unless a file is really called so
 
@@ -97,6 +98,12 @@ def files_in(text: str) -> list[TextFile]:
             except InputError as error:
                 raise InputError(f"{error}; \\{match[0]} sends just the word") from error
     return list(found.values())
+
+
+def begun_path(text: str) -> str | None:
+    """The path at the end of a text that an @ begins, its open quote with it; None without one."""
+    found = _BEGUN.search(text)
+    return None if found is None else found[1]
 
 
 def joined(files: Iterable[TextFile]) -> list[TextFile]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from apdcli.chat.files import begun_path
 from apdcli.chat.screen import PROMPT
 
 if TYPE_CHECKING:
@@ -187,8 +188,7 @@ class PromptReader:
     def _completes(self) -> bool:
         """Whether a menu comes up while typing: only for what is a command or a file."""
         text = self._session.default_buffer.document.text_before_cursor
-        word = text[max(text.rfind(" "), text.rfind("\n")) + 1 :]
-        return (text.startswith("/") and "\n" not in text) or word.startswith("@")
+        return (text.startswith("/") and "\n" not in text) or begun_path(text) is not None
 
 
 def _keys() -> KeyBindings:

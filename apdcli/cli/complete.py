@@ -304,14 +304,13 @@ def _parameters(typed: _Typed, current: str, environ: Mapping[str, str]) -> list
 
 def _strategy(typed: _Typed, environ: Mapping[str, str]) -> str:
     from apdcli.errors import ApdError
-    from apdcli.load.profile import find_profile
-    from apdcli.load.settings import choose_profile
+    from apdcli.load.settings import chosen_profile
 
     if chosen := typed.given.get("strategy") or environ.get("APD_STRATEGY"):
         return chosen if isinstance(chosen, str) else chosen[-1]
     try:
         named = typed.given.get("profile")
-        profile = find_profile(choose_profile(named[-1] if named else None, environ).value)
+        profile = chosen_profile(named[-1] if named else None, environ)
         own = str(profile.decode.get("strategy", ""))
     except ApdError:
         own = ""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from apdcli.chat.files import MOST_BYTES, files_in, joined, read_text_file, with_files
+from apdcli.chat.files import MOST_BYTES, begun_path, files_in, joined, read_text_file, with_files
 from apdcli.errors import InputError
 
 
@@ -56,6 +59,33 @@ def test_the_message_is_what_was_typed_and_then_each_file() -> None:
         "compare @notes.txt @Makefile\n\nnotes.txt:\none\ntwo\n\nMakefile:\nall:"
     )
     assert with_files("", files[1:]) == "Makefile:\nall:"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("see @no", "no"),
+        ("@", ""),
+        ('see @"my no', '"my no'),
+        ('@"my notes.txt"', None),
+        ("see @notes ", None),
+        ("mia@no", None),
+        ("\\@no", None),
+        ("one\n@no", "no"),
+        ('@a"b', 'a"b'),
+        ("see", None),
+    ],
+)
+def test_where_a_path_is_begun(text: str, path: str | None) -> None:
+    assert begun_path(text) == path
+
+
+@given(st.text(alphabet='@\\ab "\n.', max_size=12))
+def test_what_is_whole_was_begun(text: str) -> None:
+    """Every word that names a file is one that Tab would have completed."""
+    for match in re.finditer(r'(?<!\S)@(?:"[^"\n]+"|[^\s"]\S*)', text):
+        typed = text[: match.end()].removesuffix('"')
+        assert begun_path(typed) is not None
 
 
 def test_home_and_marks_of_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
