@@ -201,7 +201,7 @@ def show_session(loop: Loop) -> None:
     loop.screen.note(f"{session.name}: {count}" + ("; the last was:" if session.turns else ""))
     if session.turns:
         loop.screen.echo(session.turns[-1].shown)
-        loop.screen.say(session.turns[-1].answer.rstrip("\n"))
+        loop.show_answer(session.turns[-1].answer.rstrip("\n"))
 
 
 def _sessions(loop: Loop, which: str) -> None:

@@ -196,7 +196,7 @@ class Loop(Answering):
     def view(self, state: ViewState) -> Iterator[View]:
         """The live view, or with Markdown one that goes away and leaves the answer set in it."""
         context, out = self.context, self.context.out
-        if not (self.talk.session.markdown and self._live and can_draw(out, context.environ)):
+        if not self._sets_markdown:
             from apdcli.render import open_view
 
             with open_view(
@@ -211,15 +211,31 @@ class Loop(Answering):
                 yield view
             return
         from apdcli.chat.draft_view import DraftView
-        from apdcli.chat.markdown import markdown_text
 
         terminal = Terminal(out, self.screen.size, context.environ)
         try:
             with DraftView(state, terminal) as draft:
                 yield draft
         finally:
-            text = markdown_text(state.text, self.screen.columns, context.environ)
-            self.screen.raw(text.replace("\n", "\r\n"))
+            self._set_in_markdown(state.text)
+
+    @property
+    def _sets_markdown(self) -> bool:
+        drawn = self._live and can_draw(self.context.out, self.context.environ)
+        return self.talk.session.markdown and drawn
+
+    def _set_in_markdown(self, text: str) -> None:
+        from apdcli.chat.markdown import markdown_text
+
+        text = markdown_text(text, self.screen.columns, self.context.environ)
+        self.screen.raw(text.replace("\n", "\r\n"))
+
+    def show_answer(self, text: str) -> None:
+        """An earlier answer, as it was shown when it came."""
+        if self._sets_markdown:
+            self._set_in_markdown(text)
+        else:
+            self.screen.say(text)
 
     def _failed(self, error: Exception) -> None:
         if self.context.debug:

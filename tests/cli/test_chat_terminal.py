@@ -16,7 +16,7 @@ import pyte
 import pytest
 
 import apdcli
-from apdcli.chat.sessions import Store
+from apdcli.chat.sessions import Session, Store, Turn
 from tests.cli.test_shell import APD, environ, finish, pexpect
 
 __all__ = ["environ"]  # a fixture
@@ -157,6 +157,26 @@ def test_markdown_settles_in_place_of_the_draft(
     end = next(i for i, line in enumerate(lines) if "tokens/s" in line)
     want = [line.rstrip() for line in wanted.splitlines() if line.strip()]
     assert lines[start + 1 : end] == want  # and nothing of the draft is left
+    person.type("\x04")
+    assert finish(person.child)[1] == 0
+
+
+def test_a_resumed_answer_is_set_in_markdown_too(
+    environ: dict[str, str], data: Path, profile: Path
+) -> None:
+    turn = Turn("which?", "# Title\n\n- **one**\n- two")
+    Store(data / "sessions").save(Session("marked", str(profile), turns=[turn], markdown=True))
+    person = Person(environ, "--resume", "marked", size=(80, 24))
+    person.ready()
+    lines = person.lines()
+    start = lines.index(IDLE + "which?")
+    assert [line.strip() for line in lines[start + 1 : start + 4]] == ["Title", "• one", "• two"]
+    person.say("/set markdown off")
+    person.wait("markdown is off")
+    person.ready()
+    person.say("/load marked")
+    person.wait("**one**")  # as it stands
+    person.ready()
     person.type("\x04")
     assert finish(person.child)[1] == 0
 
