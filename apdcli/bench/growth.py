@@ -30,6 +30,7 @@ from apdcli.engine.choice import make_models
 from apdcli.engine.device import flush_subnormals
 from apdcli.engine.eager import banned_ids
 from apdcli.engine.pair import LoadedPair, load_pair
+from apdcli.engine.sampling import make_sampler
 from apdcli.models.packed import packed
 
 PROMPTS = ("Count from 1 to 9.", "Sort: 9 4 7 1", "Gia has 25 coins and gives 5 to Jon. And now?")
@@ -51,7 +52,7 @@ def timed(
     canvas = Canvas.blank(ids, tokens, models.denoiser.mask_id, pair.device)
     events = decode(
         canvas,
-        make_strategy(strategy, shared, own, pair.device),
+        make_strategy(strategy, shared, own, make_sampler(shared, pair.device)),
         models,
         stop_ids=pair.stop_ids,
         clock=clock_of(pair.device),

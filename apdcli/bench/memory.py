@@ -35,6 +35,7 @@ from apdcli.decode.types import Canvas
 from apdcli.engine.fast import FastDenoiser, FastModel, FastVerifier
 from apdcli.engine.graphs import GraphDenoiser, GraphVerifier
 from apdcli.engine.pair import LoadedPair, load_pair
+from apdcli.engine.sampling import make_sampler
 from apdcli.engine.static import Function
 from apdcli.models.config import ModelConfig
 from apdcli.models.packed import packed
@@ -172,7 +173,9 @@ def generated(pair: LoadedPair, context: int, answer: int, m: int) -> Peak:
     with LiveBytes() as live:
         models = pair.models(context)
         canvas = Canvas.blank(ids, answer, models.denoiser.mask_id, pair.device)
-        steps = decode(canvas, make_strategy("apd", shared, own, pair.device), models)
+        steps = decode(
+            canvas, make_strategy("apd", shared, own, make_sampler(shared, pair.device)), models
+        )
         next(steps)
         prompt, live.peak = live.peak, live.now
         for _ in steps:

@@ -14,6 +14,7 @@ from apdcli.bench.timing import Probe, Split
 from apdcli.decode.loop import decode
 from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Finished, StepEvent
+from apdcli.engine.sampling import make_sampler
 from apdcli.engine.session import Request
 
 Interrupted = Callable[[], bool]
@@ -248,7 +249,9 @@ def _probed(
     models = pair.models(len(request.prompt_ids) + shared.max_tokens)
     return decode(
         Canvas.blank(request.prompt_ids, shared.max_tokens, models.denoiser.mask_id, pair.device),
-        probe.strategy(make_strategy(request.strategy, shared, request.own, pair.device)),
+        probe.strategy(
+            make_strategy(request.strategy, shared, request.own, make_sampler(shared, pair.device))
+        ),
         probe.pair(models),
         stop_ids=shared.stop_ids,
         interrupted=interrupted,

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from apdcli.decode.noise import KeyedNoise
 from apdcli.decode.precision import own_precision
 from apdcli.decode.types import (
     AcceptingVerifier,
@@ -85,9 +86,16 @@ class _CountedVerifier:
 class _CountedAcceptingVerifier(_CountedVerifier):
     inner: AcceptingVerifier
 
-    def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
+    def accept(
+        self,
+        tokens: Tensor,
+        draft: Tensor,
+        d: Tensor,
+        weight: float,
+        noise: KeyedNoise | None = None,
+    ) -> Tensor:
         self._count(tokens)
-        return self.inner.accept(tokens, draft, d, weight)
+        return self.inner.accept(tokens, draft, d, weight, noise)
 
 
 def _check_numbers(logits: Tensor, role: str) -> None:

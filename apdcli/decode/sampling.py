@@ -3,23 +3,18 @@
 Sampling is ``argmax(filter(logits / T) + g)`` with Gumbel noise g, the Gumbel-max trick: the draw
 follows softmax(filter(logits / T)), and two draws that share g agree wherever their distributions
 do (the coupling of spec/apd.md, step 5).
-
-Where a draft's noise would be large it is never whole: a few rows of it are made, used and dropped,
-and made once more from the generator's state where a second draw shares them. So a draw holds
-pieces of at most 4 MB, and nothing of the size of [positions, vocab] beyond what it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import torch
 from torch import Tensor
 
+from apdcli.decode.noise import DrawnNoise, Noise
 from apdcli.decode.params import DecodeParams
 
 NEVER = float("-inf")
-_COLDEST = 1e-30  # greedy by far; below it float32 would make infinities of logits
+COLDEST = 1e-30  # greedy by far; below it float32 would make infinities of logits
 # Entries that a draw shapes at once. Half as many where they are sorted, which takes five arrays.
 PIECE = 2**20
 
@@ -40,26 +35,28 @@ def top_k_filter(logits: Tensor, k: int) -> Tensor:
 def top_p_filter(logits: Tensor, p: float) -> Tensor:
     """Keep the smallest set of most likely ids whose probability reaches p, the others -inf.
 
+    Ties with the last of them are kept.
+
     Args:
         logits: [..., vocab]; -inf allowed.
         p: in (0, 1]; the most likely id always stays.
     """
     if p >= 1.0:
         return logits
-    ordered, order = logits.sort(dim=-1, descending=True)
+    ordered = logits.sort(dim=-1, descending=True).values
     probability = ordered.softmax(dim=-1)
-    del ordered
     mass_before = probability.cumsum(dim=-1).sub_(probability)
     del probability
-    drop = mass_before >= p
+    # Mass only grows: those that are kept come first.
+    last = (mass_before < p).sum(dim=-1, keepdim=True).sub_(1).clamp_min_(0)
     del mass_before
-    drop[..., 0] = False
-    return logits.masked_fill(torch.zeros_like(drop).scatter_(-1, order, drop), NEVER)
+    smallest_kept = ordered.gather(-1, last)
+    return logits.masked_fill(logits < smallest_kept, NEVER)
 
 
 def filtered(logits: Tensor, params: DecodeParams) -> Tensor:
     """filter(logits / T): temperature, then top-k, then top-p. T must be above 0."""
-    logits = logits / max(params.temperature, _COLDEST)
+    logits = logits / max(params.temperature, COLDEST)
     if params.top_k is not None:
         logits = top_k_filter(logits, params.top_k)
     if params.top_p is not None:
@@ -98,65 +95,32 @@ def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(dim=-1)
 
 
-def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise in the shape of `like`, from the decoder's own generator."""
-    return _gumbel(like.shape, like.device, generator)
-
-
-def _gumbel(shape: Sequence[int], device: torch.device, generator: torch.Generator) -> Tensor:
-    noise = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
-    tiny = torch.finfo(torch.float32).tiny
-    return noise.clamp_min_(tiny).log_().neg_().clamp_min_(tiny).log_().neg_()
-
-
-class Noise:
-    """g, Gumbel noise [positions, vocab] that several draws may share, made a few rows at a time.
-
-    Noise of one piece is kept. Of more, the generator's state before each piece is: its rows are
-    the same whenever they are made. The first use must go from the first row to the last, and
-    before the generator is used for anything else.
+def drawn(logits: Tensor, params: DecodeParams, noise: Noise, first: int = 0) -> Tensor:
+    """argmax of the filtered, noised logits, a piece of the noise at a time.
 
     Args:
-        like: [positions, vocab], whose shape and device it has.
-        generator: of that device.
-        rows: how many a piece has; the last may have fewer.
+        logits: [positions, vocab] float32, left as they are.
+        params: what shapes them; T > 0.
+        noise: g.
+        first: the row of the noise that belongs to the first of these logits.
+
+    Returns:
+        [positions] int64.
     """
-
-    def __init__(self, like: Tensor, generator: torch.Generator, rows: int) -> None:
-        self._positions, self._vocab = like.shape
-        self._device = like.device
-        self._generator = generator
-        self._rows = rows
-        self._states: list[Tensor] = []
-        self._kept = gumbel_noise(like, generator) if self._positions <= rows else None
-
-    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """[start, stop) cut where pieces end: half-open ranges of rows."""
-        while start < stop:
-            end = min((start // self._rows + 1) * self._rows, stop)
-            yield start, end
-            start = end
-
-    def piece(self, start: int, end: int) -> Tensor:
-        """Rows [start, end), which lie in one piece: [end - start, vocab]; not to be written to."""
-        if self._kept is not None:
-            return self._kept[start:end]
-        which, skipped = divmod(start, self._rows)
-        before = start - skipped
-        shape = (min(self._rows, self._positions - before), self._vocab)
-        if which == len(self._states):
-            generator = self._generator
-            self._states.append(generator.get_state())
-        else:
-            generator = torch.Generator(device=self._device)
-            generator.set_state(self._states[which])
-        return _gumbel(shape, self._device, generator)[skipped : end - before]
+    ids = logits.new_empty(len(logits), dtype=torch.int64)
+    for start, end in noise.pieces(first, first + len(logits)):
+        rows = slice(start - first, end - first)
+        # The filter's own arrays are gone before the noise is made; temperature made this one.
+        shaped = filtered(logits[rows], params)
+        ids[rows] = greedy(shaped.add_(noise.piece(start, end)))
+        del shaped  # before the next is made
+    return ids
 
 
 class Sampler:
     """Draws tokens for one generation: greedy at T = 0, Gumbel-max otherwise."""
 
-    def __init__(self, params: DecodeParams, device: torch.device | str) -> None:
+    def __init__(self, params: DecodeParams, device: torch.device | str = "cpu") -> None:
         self.params = params
         self.generator = torch.Generator(device=device)
         self.generator.manual_seed(params.seed)
@@ -165,31 +129,21 @@ class Sampler:
         """g for each entry of logits [positions, vocab]; None when greedy, which needs none."""
         if self.params.temperature == 0:
             return None
+        return DrawnNoise(logits, self.generator, self.rows(logits.shape[1]))
+
+    def rows(self, vocab: int) -> int:
+        """How many rows of so many ids a draw shapes at once."""
         entries = PIECE if self.params.top_p is None else PIECE // 2
-        return Noise(logits, self.generator, max(1, entries // logits.shape[1]))
+        return max(1, entries // vocab)
 
     def shaped(self, logits: Tensor) -> Tensor:
         """The logits that are drawn from: filtered at T > 0, as they are when greedy."""
         return logits if self.params.temperature == 0 else filtered(logits, self.params)
 
     def draw(self, logits: Tensor, noise: Noise | None, first: int = 0) -> Tensor:
-        """argmax of the filtered, noised logits.
+        """argmax of the filtered, noised logits: see :func:`drawn`.
 
         Args:
-            logits: [positions, vocab] float32, left as they are.
             noise: what `noise` gave; its first draw must be of all its rows.
-            first: the row of the noise that belongs to the first of these logits.
-
-        Returns:
-            [positions] int64.
         """
-        if noise is None:
-            return greedy(logits)
-        ids = logits.new_empty(len(logits), dtype=torch.int64)
-        for start, end in noise.pieces(first, first + len(logits)):
-            rows = slice(start - first, end - first)
-            # The filter's own arrays are gone before the noise is made; temperature made this one.
-            shaped = filtered(logits[rows], self.params)
-            ids[rows] = greedy(shaped.add_(noise.piece(start, end)))
-            del shaped  # before the next is made
-        return ids
+        return greedy(logits) if noise is None else drawn(logits, self.params, noise, first)

@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from apdcli.decode.noise import KeyedNoise
+
 FinishReason = Literal["stop", "length", "interrupted"]
 
 
@@ -230,8 +232,15 @@ class Verifier(Protocol):
 class AcceptingVerifier(Verifier, Protocol):
     """A verifier that also mixes and accepts, the whole draft in one call."""
 
-    def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
-        """Verify, mix and accept a greedy draft; nothing waits for the device before that is done.
+    def accept(
+        self,
+        tokens: Tensor,
+        draft: Tensor,
+        d: Tensor,
+        weight: float,
+        noise: KeyedNoise | None = None,
+    ) -> Tensor:
+        """Verify, mix and accept a draft; nothing waits for the device before that is done.
 
         Args:
             tokens: [n] int64, as for `logits`: the text before the draft, then all of the draft
@@ -239,6 +248,7 @@ class AcceptingVerifier(Verifier, Protocol):
             draft: [m] int64, m > 1.
             d: [m, vocab] float32, the marginals that the draft was taken from.
             weight: R in [0, 1).
+            noise: with which the draft was drawn; None where it is greedy.
 
         Returns:
             [m + 1] int64, the draft and then how long a prefix of it the mixture agrees with, at

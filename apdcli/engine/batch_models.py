@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from apdcli.decode.noise import KeyedNoise
 from apdcli.decode.types import Pair
 from apdcli.engine import fused
 from apdcli.engine.device import attention_kernels
@@ -98,11 +99,12 @@ class AllowedIds:
 
 @dataclass(frozen=True)
 class Draft:
-    """A greedy draft and what it was taken from: see `decode.types.AcceptingVerifier.accept`."""
+    """A draft and what it was taken from: see `decode.types.AcceptingVerifier.accept`."""
 
     ids: Tensor
     d: Tensor
     weight: float
+    noise: KeyedNoise | None
 
     def judged(self, raw: Tensor, check: bool) -> Tensor:
         """The draft, and how long a prefix of it is accepted by the verifier's raw logits.
@@ -118,12 +120,13 @@ class Draft:
 
     def _accepted(self, raw: Tensor, check: bool) -> Tensor:
         count = self.ids.new_full((1,), len(self.ids))
-        judged = self.d, raw.to(self.d.device), self.ids, count, self.weight
+        raw = raw.to(self.d.device)
+        judged = self.d, raw, self.ids, count, self.weight, self.noise
         made = fused.accepted(*judged)
         if not check or not fused.usable(self.d.device):
             return made
         expected = fused.plain(*judged)
-        if not torch.equal(made, expected):
+        if not fused.agree(made, expected, self.d, raw, self.weight, self.noise):
             fused.fail("its first count is not torch's")
         return expected
 
@@ -225,10 +228,17 @@ class RowVerifier(_RowModel):
 class JudgingRowVerifier(RowVerifier):
     """The same behind :class:`apdcli.decode.types.AcceptingVerifier`."""
 
-    def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
+    def accept(
+        self,
+        tokens: Tensor,
+        draft: Tensor,
+        d: Tensor,
+        weight: float,
+        noise: KeyedNoise | None = None,
+    ) -> Tensor:
         """See the protocol. Of no row an array of float32 logits or of a mixture is made."""
         first = len(tokens) - len(draft) + 1
-        judged = Draft(draft, d, weight)
+        judged = Draft(draft, d, weight, noise)
         return self._logits(tokens, self.length, first, len(tokens), judged)
 
 

@@ -55,7 +55,8 @@ def row_bytes(requests: Sequence[Request]) -> int:
     """Memory that each row takes, at most: KV of its models, its logits, its activations.
 
     Of the logits, three arrays [drafted, vocab] in float32 are alive at once: the denoiser's, the
-    verifier's, over which their mixture is written, and the noise of a row that samples.
+    verifier's, over which their mixture is written, and probabilities, of which some strategies
+    choose; noise is made by pieces.
     Activations are those of the first step, which runs the whole prompt: in one layer, three
     arrays as wide as the MLP and eight as wide as the model; on a GPU, too, what
     attention over padded rows takes.

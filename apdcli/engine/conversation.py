@@ -25,6 +25,7 @@ from apdcli.decode.strategies import make_strategy
 from apdcli.decode.strategies.window import SlidingWindow
 from apdcli.decode.types import Canvas, Finished, Pair, StepEvent
 from apdcli.engine.pair import LoadedPair
+from apdcli.engine.sampling import make_sampler
 from apdcli.engine.session import Generation, Request, prepare, with_room, with_seed
 from apdcli.errors import PromptError
 from apdcli.load.settings import Settings, resolve_settings
@@ -151,7 +152,9 @@ class TurnRequest(Request):
         canvas = Canvas.blank(
             self.prompt_ids, self.shared.max_tokens, models.denoiser.mask_id, device
         )
-        strategy = make_strategy(self.strategy, self.shared, self.own, device)
+        strategy = make_strategy(
+            self.strategy, self.shared, self.own, make_sampler(self.shared, device)
+        )
         window = getattr(strategy, "window", None)
         if slides := isinstance(window, SlidingWindow):
             strategy.window = _ResumedWindow(window, new)  # type: ignore[attr-defined]

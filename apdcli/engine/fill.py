@@ -18,6 +18,7 @@ from apdcli.decode.params import SHARED_FIELDS, make_params, strategy_info
 from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Finished, StepEvent
 from apdcli.engine.pair import LoadedPair
+from apdcli.engine.sampling import make_sampler
 from apdcli.engine.session import (
     Generation,
     Request,
@@ -80,7 +81,9 @@ class FillRequest(Request):
         models = replace(pair, allowed_ids=allowed, verifier=None).models(len(self.ids))
         events = decode(
             Canvas.from_gaps(self.ids, models.denoiser.mask_id, pair.device),
-            make_strategy(self.strategy, self.shared, self.own, pair.device),
+            make_strategy(
+                self.strategy, self.shared, self.own, make_sampler(self.shared, pair.device)
+            ),
             models,
             interrupted=interrupted,
         )

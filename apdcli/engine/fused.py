@@ -1,14 +1,15 @@
-"""Mixture, greedy choice, comparison and prefix count in one pass over the logits.
+"""Mixture, filter, noise, choice, comparison and prefix count in one pass over the logits.
 
-How much of a draft is accepted depends on an argmax a row of ``R * d + (1 - R) * a`` and on nothing
-else of that array, so it is never made: each entry is computed in registers and compared with the
-best so far. On CUDA by two small Triton kernels; elsewhere, and where these fail, by torch, a few
-rows at a time. Both give the token that `decode.sampling.greedy` of `decode`'s `mixture` gives,
-the first among equals.
+How much of a draft is accepted depends on an argmax a row of ``R * d + (1 - R) * a``, at T > 0
+filtered and noised, and on nothing else of that array, so it is never made: each entry is computed
+in registers and compared with the best so far. On CUDA by a few small Triton kernels; elsewhere,
+and where these fail, by torch, a few rows at a time. Both give the tokens that
+`decode.sampling` gives for `decode`'s `mixture`, the first among equals.
 
-The kernel rounds `(1 - R) * a` to float32 and adds `R * d` in one fused multiply-add, as torch's
-own `add` with `alpha` does where its compiler contracts it. Where it does not, the two may choose
-differently between entries that are within one rounding of each other; nowhere else.
+A kernel rounds `(1 - R) * a` to float32 and adds `R * d` in one fused multiply-add, as torch's
+own `add` with `alpha` does where its compiler contracts it. Where it does not, and at T > 0, where
+logarithms and quotients are rounded too, the two may choose differently between entries that are
+within a few roundings of each other; nowhere else.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import functools
 import importlib.util
 import os
 import warnings
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
+from apdcli.decode import sampling
+from apdcli.decode.noise import KeyedNoise
 from apdcli.decode.sampling import NEVER, greedy
 from apdcli.decode.strategies.apd import mixture
 
@@ -28,10 +32,21 @@ from apdcli.decode.strategies.apd import mixture
 _ROWS = 8
 # What stands for "Triton failed here": set once, with a warning.
 _failed = False
+# Entries that are nearer to each other, relative to the larger or to 1, are a matter of rounding.
+_TIE = 1e-5
+# Devices and shapings of which a draw by the kernels was compared with torch's.
+_compared: set[Hashable] = set()
 
 
-def accepted(d: Tensor, a: Tensor, draft: Tensor, count: Tensor, weight: float) -> Tensor:
-    """How long a prefix of a greedy draft the mixture of both models agrees with.
+def accepted(
+    d: Tensor,
+    a: Tensor,
+    draft: Tensor,
+    count: Tensor,
+    weight: float,
+    noise: KeyedNoise | None = None,
+) -> Tensor:
+    """How long a prefix of a draft the mixture of both models agrees with.
 
     Waits for nothing and reads `count` on the device, so that it can be recorded in a graph.
     What lies at and after `count` is padding: it is not looked at, whatever it holds.
@@ -44,19 +59,82 @@ def accepted(d: Tensor, a: Tensor, draft: Tensor, count: Tensor, weight: float) 
         draft: [rows] int64.
         count: [1] int64, the draft's length, 1 <= count <= rows.
         weight: R in [0, 1).
+        noise: of the draft, row r that of draft r; None at T = 0.
 
     Returns:
         [1] int64, from 1 to count: the first token is always accepted.
     """
-    global _failed
     if not usable(d.device):
-        return plain(d, a, draft, count, weight)
+        return plain(d, a, draft, count, weight, noise)
     try:
-        return by_triton(d, a, draft, count, weight)
+        return by_triton(d, a, draft, count, weight, noise)
     except Exception as error:
         # Whatever a compiler or a driver raises: the answer is the same without it.
-        fail(f"{type(error).__name__}: {str(error).strip()}".split("\n")[0])
-        return plain(d, a, draft, count, weight)
+        fail(_reason(error))
+        return plain(d, a, draft, count, weight, noise)
+
+
+def drawn(logits: Tensor, noise: KeyedNoise, first: int = 0) -> Tensor:
+    """What `decode.sampling.drawn` gives; by the kernels no array of that size is made.
+
+    The first draw of each kind waits for the device and is compared with torch's.
+
+    Args: see there; the noise knows the parameters.
+    """
+    if not usable(logits.device):
+        return sampling.drawn(logits, noise.params, noise, first)
+    try:
+        ids = draw_by_triton(logits, noise, first)
+    except Exception as error:
+        fail(_reason(error))
+        return sampling.drawn(logits, noise.params, noise, first)
+    kind = logits.device, noise.params.top_k is None, noise.params.top_p is None
+    if kind in _compared:
+        return ids
+    _compared.add(kind)
+    expected = sampling.drawn(logits, noise.params, noise, first)
+    for row in (ids != expected).nonzero().flatten().tolist():
+        noised = sampling.filtered(logits[row : row + 1], noise.params)
+        if not _tied(noised + noise.piece(first + row, first + row + 1)):
+            fail("its first draw is not torch's")
+            return expected
+    return ids
+
+
+def agree(
+    made: Tensor,
+    expected: Tensor,
+    d: Tensor,
+    a: Tensor,
+    weight: float,
+    noise: KeyedNoise | None = None,
+) -> bool:
+    """Whether two counts are equal, or were it but for rounding. Waits for the device.
+
+    Args:
+        made, expected: [1] int64, what :func:`accepted` and :func:`plain` gave.
+        d, a, weight, noise: what it was given.
+    """
+    first = min(int(made), int(expected))
+    if first == max(int(made), int(expected)):
+        return True
+    if not 1 <= first < len(d):  # no count at all
+        return False
+    mixed = _mixed(d[first : first + 1], a[first - 1 : first], weight)
+    if noise is not None:
+        mixed = sampling.filtered(mixed, noise.params) + noise.piece(first, first + 1)
+    return _tied(mixed)
+
+
+def _tied(row: Tensor) -> bool:
+    """Whether the best two of [1, vocab] are as good as each other."""
+    best, second = row.topk(2).values[0].tolist()
+    return bool(best - second <= _TIE * max(1.0, abs(best)))
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether there are kernels for tensors there, be it that they fail."""
+    return device.type == "cuda" or (_installed() and _interpreted())
 
 
 def usable(device: torch.device) -> bool:
@@ -75,30 +153,66 @@ def fail(why: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-def plain(d: Tensor, a: Tensor, draft: Tensor, count: Tensor, weight: float) -> Tensor:
+def plain(
+    d: Tensor,
+    a: Tensor,
+    draft: Tensor,
+    count: Tensor,
+    weight: float,
+    noise: KeyedNoise | None = None,
+) -> Tensor:
     """What :func:`accepted` means, by torch: at most eight rows of the mixture are held at once."""
-    rows, vocab = len(draft), d.shape[1]
+    rows = len(draft)
     index = torch.arange(1, rows, device=d.device)
     target = draft.new_empty(rows - 1)
     for r in range(0, rows - 1, _ROWS):
         part = slice(r, min(r + _ROWS, rows - 1))
-        of_d = d[1 + part.start : 1 + part.stop]
-        of_a = a[part, :vocab].to(torch.float32, copy=True)
-        mixed = mixture(of_d, of_a, weight)
-        if weight == 0.0:  # the verifier alone, which knows of no ban
-            mixed = mixed.masked_fill(of_d == NEVER, NEVER)
-        target[part] = greedy(mixed)
+        mixed = _mixed(d[1 + part.start : 1 + part.stop], a[part], weight)
+        if noise is None:
+            target[part] = greedy(mixed)
+        else:
+            target[part] = sampling.drawn(mixed, noise.params, noise, 1 + r)
     # The first row that differs, or the draft's length.
     differs = (draft[1:] != target) & (index < count)
     places = torch.where(differs, index, count)
     return torch.minimum(places.amin(dim=0, keepdim=True), count) if rows > 1 else count.clone()
 
 
-def by_triton(d: Tensor, a: Tensor, draft: Tensor, count: Tensor, weight: float) -> Tensor:
-    """What :func:`accepted` means, by the kernels; raises what Triton raises."""
-    from apdcli.engine import fused_kernels as kernels
+def _mixed(d: Tensor, a: Tensor, weight: float) -> Tensor:
+    """The mixture of d [n, vocab] and raw logits a [n, vocab or more]: a new array."""
+    mixed = mixture(d, a[:, : d.shape[1]].to(torch.float32, copy=True), weight)
+    if weight == 0.0:  # the verifier alone, which knows of no ban
+        mixed = mixed.masked_fill(d == NEVER, NEVER)
+    return mixed
 
-    return kernels.accepted(d, a, draft, count, weight)
+
+def by_triton(
+    d: Tensor,
+    a: Tensor,
+    draft: Tensor,
+    count: Tensor,
+    weight: float,
+    noise: KeyedNoise | None = None,
+) -> Tensor:
+    """What :func:`accepted` means, by the kernels; raises what Triton raises."""
+    if noise is None:
+        from apdcli.engine import fused_kernels
+
+        return fused_kernels.accepted(d, a, draft, count, weight)
+    from apdcli.engine import draw_kernels
+
+    return draw_kernels.accepted(d, a, draft, count, weight, noise)
+
+
+def draw_by_triton(logits: Tensor, noise: KeyedNoise, first: int) -> Tensor:
+    """What :func:`drawn` means, by the kernels; raises what Triton raises."""
+    from apdcli.engine import draw_kernels
+
+    return draw_kernels.drawn(logits, noise, first)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
 
 
 @functools.cache

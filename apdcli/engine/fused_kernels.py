@@ -108,21 +108,32 @@ def accepted(
     rows, vocab = len(draft), d.shape[1]
     if rows == 1:
         return count.clone()
-    most = PARTS_OF_FEW if rows <= FEW else PARTS_OF_MANY
-    blocks = triton.cdiv(vocab, block * most)
-    parts = triton.cdiv(vocab, block * blocks)
+    blocks, parts = cut(rows - 1, vocab, block)
     value = d.new_empty(rows - 1, parts)
     id_ = torch.empty(rows - 1, parts, dtype=torch.int32, device=d.device)
-    out = torch.empty_like(count)
-    high = min(ROWS, triton.next_power_of_2(rows - 1))
     with torch.cuda.device_of(d):  # where Triton launches; without CUDA nothing
         best_of_part[(rows - 1, parts)](
             d, a, count, value, id_, d.stride(0), a.stride(0), vocab, weight, 1.0 - weight,
             PARTS=parts, BLOCKS=blocks, BLOCK=block, num_warps=WARPS,
         )  # fmt: skip
-        agreeing_prefix[(1,)](
-            value, id_, draft, count, out,
-            PARTS=parts, CELLS=triton.next_power_of_2(parts), ROWS=high,
-            BLOCKS=triton.cdiv(rows - 1, high), num_warps=WARPS,
-        )  # fmt: skip
+        return prefix(value, id_, draft, count)
+
+
+def cut(rows: int, vocab: int, block: int) -> tuple[int, int]:
+    """Into how many parts a row is cut, each of how many blocks: (blocks, parts)."""
+    most = PARTS_OF_FEW if rows < FEW else PARTS_OF_MANY
+    blocks = triton.cdiv(vocab, block * most)
+    return blocks, triton.cdiv(vocab, block * blocks)
+
+
+def prefix(value: Tensor, id_: Tensor, draft: Tensor, count: Tensor) -> Tensor:
+    """How long a prefix the best of all parts [rows - 1, parts] agree with: [1] int64."""
+    rows, parts = value.shape
+    out = torch.empty_like(count)
+    high = min(ROWS, triton.next_power_of_2(rows))
+    agreeing_prefix[(1,)](
+        value, id_, draft, count, out,
+        PARTS=parts, CELLS=triton.next_power_of_2(parts), ROWS=high,
+        BLOCKS=triton.cdiv(rows, high), num_warps=WARPS,
+    )  # fmt: skip
     return out

@@ -25,6 +25,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
+from apdcli.decode.noise import KeyedNoise
 from apdcli.engine import fused
 from apdcli.engine.device import attention_kernels
 from apdcli.engine.eager import EagerDenoiser, EagerVerifier
@@ -144,13 +145,19 @@ class GraphModel(FastModel):
         return made
 
     def _load(
-        self, tokens: Tensor, start: int, first: int, last: int, draft: Tensor | None = None
+        self,
+        tokens: Tensor,
+        start: int,
+        first: int,
+        last: int,
+        draft: Tensor | None = None,
+        noise: KeyedNoise | None = None,
     ) -> tuple[int, int, int]:
         """Fill the buffers; (positions, rows, keys) of the graph that serves."""
         padded, rows = bucket(len(tokens) - start), bucket(last - first)
         assert padded is not None
         assert rows is not None
-        self.buffers.load(tokens, start, first, draft)
+        self.buffers.load(tokens, start, first, draft, noise)
         return padded, rows, self.buffers.keys(len(tokens))
 
     def _eager(self, tokens: Tensor, start: int, first: int, last: int) -> Tensor:
@@ -223,7 +230,14 @@ class GraphVerifier(GraphModel, FastVerifier):
             self.crop(start)
         return EagerVerifier.logits(self, tokens, first)
 
-    def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
+    def accept(
+        self,
+        tokens: Tensor,
+        draft: Tensor,
+        d: Tensor,
+        weight: float,
+        noise: KeyedNoise | None = None,
+    ) -> Tensor:
         """See the protocol: verify, mix and accept as one graph, for a denoiser of this engine."""
         start, first = self.cache.length, len(tokens) - len(draft) + 1
         # A graph reads the marginals where they stood when it was recorded.
@@ -233,7 +247,7 @@ class GraphVerifier(GraphModel, FastVerifier):
         here = d.device == self._head.device == draft.device
         if not self.broken and stands and short and here:
             try:
-                accepted = self._replay(tokens, start, first, draft, d, weight)
+                accepted = self._replay(tokens, start, first, draft, d, weight, noise)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -247,35 +261,44 @@ class GraphVerifier(GraphModel, FastVerifier):
         else:
             a = self._raw(tokens, start, first, len(tokens)).to(d.device)
         count = draft.new_full((1,), len(draft))
-        return torch.cat((draft, fused.accepted(d, a, draft, count, weight)))
+        return torch.cat((draft, fused.accepted(d, a, draft, count, weight, noise)))
 
     def _replay(
-        self, tokens: Tensor, start: int, first: int, draft: Tensor, d: Tensor, weight: float
+        self,
+        tokens: Tensor,
+        start: int,
+        first: int,
+        draft: Tensor,
+        d: Tensor,
+        weight: float,
+        noise: KeyedNoise | None,
     ) -> Tensor | None:
         """The accepted count by a graph; None where its first result is wrong."""
         buffers, marginals = self.buffers, _padded_rows(d)
         assert marginals is not None
-        padded, rows, keys = self._load(tokens, start, first, first + len(draft), draft)
+        padded, rows, keys = self._load(tokens, start, first, first + len(draft), draft, noise)
         packed, head = self.packed, self._wide  # not self, whom the graph would keep alive
-        drafted, count = buffers.draft[:rows], buffers.facts[3:]
+        drafted, count = buffers.draft[:rows], buffers.count
+        kept = None if noise is None else noise.at(buffers.key)
+        shaping = None if noise is None else noise.shaping
 
         def accept() -> Tensor:
             a = answer(packed, buffers, head, padded, rows, keys)[: rows - 1]
-            made = fused.accepted(marginals, a, drafted, count, weight)
+            made = fused.accepted(marginals, a, drafted, count, weight, kept)
             return buffers.accepted.copy_(made)
 
-        run, new = self._recorded((padded, rows, keys, weight, self._place), accept)
+        run, new = self._recorded((padded, rows, keys, weight, self._place, shaping), accept)
         accepted = run()
         self.cache.length = len(tokens)
         if new:
             counted = accepted.clone()
             mine = answer(packed, buffers, head, padded, rows, keys)[: len(draft) - 1]
-            expected = fused.plain(d, mine, draft, count, weight)
+            expected = fused.plain(d, mine, draft, count, weight, noise)
             if not self._close(mine, self._eager(tokens, start, first, len(tokens))):
                 if self._without_triton(start):
-                    return self._replay(tokens, start, first, draft, d, weight)
+                    return self._replay(tokens, start, first, draft, d, weight, noise)
                 return None
-            if not torch.equal(counted, expected):
+            if not fused.agree(counted, expected, d, mine, weight, noise):
                 if not fused.usable(d.device):
                     self._fail("a graph's first count is not torch's")
                     return None

@@ -22,6 +22,7 @@ from apdcli.decode.strategies import make_strategy
 from apdcli.decode.types import Canvas, Finished, FinishReason, StepEvent
 from apdcli.engine.device import is_full, no_room
 from apdcli.engine.pair import LoadedPair
+from apdcli.engine.sampling import make_sampler
 from apdcli.errors import ParameterError, PromptError, UnknownParameterError, UsageError
 from apdcli.load.chat_template import Message, as_messages
 from apdcli.load.profile import check_strategy
@@ -100,7 +101,7 @@ class Request:
         )
         events = decode(
             canvas,
-            make_strategy(self.strategy, self.shared, self.own, device),
+            make_strategy(self.strategy, self.shared, self.own, make_sampler(self.shared, device)),
             models,
             stop_ids=self.shared.stop_ids,
             interrupted=interrupted,

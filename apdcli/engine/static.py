@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apdcli.decode.noise import KeyedNoise
 from apdcli.decode.sampling import NEVER
 from apdcli.engine import layer as layers
 from apdcli.engine.device import attention_kernels
@@ -111,9 +112,9 @@ class Buffers:
         cache: with room for the padding of a window behind the longest text.
         tokens: [largest bucket] int64, the window.
         draft: [largest bucket] int64, what the verifier is to judge.
-        facts: [4] int64: where the window begins in the text, the first of its outputs whose
+        facts: [6] int64: where the window begins in the text, the first of its outputs whose
             logits are wanted (counted from the window's first), one past the last valid position,
-            the draft's length.
+            the draft's length, and the key of its noise (`decode.noise.KeyedNoise`).
         accepted: [1] int64, the verifier's answer.
         up: [largest bucket] int64, 0, 1, 2, ...
         cos, sin: [positions, head_dim]; `sin` negative in its first half.
@@ -161,7 +162,7 @@ class Buffers:
             cache=KVCache(config, room, device=device, dtype=weight.dtype),
             tokens=ids(largest),
             draft=ids(largest),
-            facts=ids(4),
+            facts=ids(6),
             accepted=ids(1),
             up=torch.arange(largest, device=device),
             cos=cos,
@@ -178,23 +179,45 @@ class Buffers:
             self.graphs.clear()
             self.banned, self.banned_ids = banned, banned_ids
 
-    def load(self, tokens: Tensor, start: int, first: int, draft: Tensor | None = None) -> None:
-        """Fill the buffers for a forward: two copies, or three with a draft; nothing waits.
+    @property
+    def count(self) -> Tensor:
+        """[1] int64, the draft's length."""
+        return self.facts[3:4]
+
+    @property
+    def key(self) -> Tensor:
+        """[2] int64, the key of the draft's noise."""
+        return self.facts[4:]
+
+    def load(
+        self,
+        tokens: Tensor,
+        start: int,
+        first: int,
+        draft: Tensor | None = None,
+        noise: KeyedNoise | None = None,
+    ) -> None:
+        """Fill the buffers for a forward: two copies, one more with a draft, one with noise.
+
+        Nothing waits.
 
         Args:
             tokens: [n] int64, of which those from `start` on are run.
             start: positions [0, start) are cached.
             first: the first position whose output is wanted.
             draft: [m] int64.
+            noise: that of the draft.
         """
         length = len(tokens)
         count = 0 if draft is None else len(draft)
         # From ordinary memory: the driver has taken its own copy when the call returns.
         facts = torch.tensor((start, first - start, length, count))
-        self.facts.copy_(facts, non_blocking=True)
+        self.facts[:4].copy_(facts, non_blocking=True)
         self.tokens[: length - start].copy_(tokens[start:])
         if draft is not None:
             self.draft[:count].copy_(draft)
+        if noise is not None:
+            self.key.copy_(noise.key)
 
     def keys(self, length: int) -> int:
         """How many keys a graph for a text of `length` positions attends to."""
@@ -250,7 +273,7 @@ def answer(
         into: [rows, columns], to write them to; by default a new array in the weights' dtype.
         layer: in place of :func:`run_layer`.
     """
-    start, first, end, _ = b.facts.unbind()
+    start, first, end = b.facts[:3].unbind()
     positions = torch.minimum(b.up[:padded] + start, end)
     mask = _mask(packed, positions, end, keys)
     window = Window(positions, b.cos[positions], b.sin[positions], mask)

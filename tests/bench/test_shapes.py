@@ -74,7 +74,9 @@ class Judge:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def accept(self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float) -> Tensor:
+    def accept(
+        self, tokens: Tensor, draft: Tensor, d: Tensor, weight: float, noise: None = None
+    ) -> Tensor:
         a = self.inner.logits(tokens, len(tokens) - len(draft) + 2)
         agree = draft[1:] == (weight * d[1:] + (1 - weight) * a).argmax(dim=-1)
         count = 1 + agree.long().cumprod(dim=0).sum(dim=0, keepdim=True)

@@ -13,12 +13,12 @@ from scipy import stats
 
 from apdcli.bench.memory import LiveBytes
 from apdcli.decode import sampling
+from apdcli.decode.noise import gumbel_noise
 from apdcli.decode.params import DecodeParams, make_params
 from apdcli.decode.sampling import (
     PIECE,
     Sampler,
     filtered,
-    gumbel_noise,
     top_k_filter,
     top_p_filter,
 )

@@ -263,14 +263,28 @@ def test_some_rows_judge_drafts_where_others_want_logits(
     assert judged
 
 
+@pytest.mark.parametrize("shaping", [{}, {"top_k": 20, "top_p": 0.9}])
+def test_rows_that_sample_judge_drafts_too(
+    demo: LoadedPair, judged: list[int], shaping: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their noise is a function of their own seeds and steps: no row's draws move another's."""
+    monkeypatch.setattr(fused, "has_kernels", lambda device: True)
+    sampled = [
+        asked(demo, text, temperature=0.3 * n, seed=n, max_lookahead=6 + 3 * n, **shaping)
+        for n, text in enumerate(PROMPTS[:3])
+    ]
+    assert assert_as_alone(sampled, 3) == 0
+    assert {6, 9, 12} <= set(judged)
+
+
 def test_a_kernel_that_lies_is_replaced_with_one_warning(
     demo: LoadedPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked_of = []
 
-    def lying(d: Tensor, a: Tensor, draft: Tensor, count: Tensor, weight: float) -> Tensor:
+    def lying(d: Tensor, a: Tensor, draft: Tensor, count: Tensor, *rest: Any) -> Tensor:
         asked_of.append(count)
-        return fused.plain(d, a, draft, count, weight) - 1
+        return fused.plain(d, a, draft, count, *rest) - 1
 
     for name, value in (("_failed", False), ("_installed", lambda: True)):
         monkeypatch.setattr(fused, name, value)

@@ -33,6 +33,7 @@ from apdcli.engine import fast, fused, graphs, layer, static
 from apdcli.engine.choice import make_models
 from apdcli.engine.eager import banned_ids
 from apdcli.engine.graphs import GraphDenoiser, GraphVerifier
+from apdcli.engine.sampling import KernelSampler
 from apdcli.engine.static import needed_for, room_for
 from apdcli.load.weights import load_transformer
 from tests.conftest import DATA, EOS, MASK, VOCAB, Nets
@@ -144,13 +145,15 @@ def generation(
     prompt: list[int],
     strategy: str = "apd",
     banned: Tensor = BANNED,
+    keyed: bool = False,
     **values: Any,
 ) -> tuple[Made, Iterator[StepEvent | Finished]]:
     given = APD if strategy == "apd" else {}
     shared, params = make_params(strategy, **{"max_tokens": 24, **given, **values})
     canvas = Canvas.blank(prompt, shared.max_tokens, MASK)
     pair = make_models(engine, nets.denoiser, nets.verifier, banned, canvas.end)
-    chosen = make_strategy(strategy, shared, params)
+    sampler = KernelSampler(shared, "cpu") if keyed else None
+    chosen = make_strategy(strategy, shared, params, sampler)
     return Made(pair), decode(canvas, chosen, pair, stop_ids=frozenset({EOS}))
 
 
@@ -185,6 +188,23 @@ def test_recorded_kernels_give_the_eager_events(
         assert mine.events == made(nets, "eager", prompt, strategy, **values).events
     recorded = [*mine.denoiser.buffers.graphs, *mine.verifier.buffers.graphs]
     assert recorded
+
+
+@pytest.mark.parametrize("shaping", [{}, {"top_k": 9}, {"top_p": 0.8}, {"top_k": 9, "top_p": 0.8}])
+def test_a_sampled_step_is_recorded_too(
+    own: Nets, nets: Nets, prompts: list[list[int]], shaping: dict[str, Any]
+) -> None:
+    """Verify, mix, filter, noise and accept: the noise's key is read at every replay."""
+    seen = []
+    for seed, prompt in zip((5, 2**40), prompts[:2], strict=True):
+        values = {"temperature": 0.9, "seed": seed, "keyed": True, **shaping}
+        mine = made(own, "graphs", prompt, **values)
+        assert mine.events == made(nets, "eager", prompt, **values).events
+        assert mine.events != made(own, "graphs", prompt).events
+        seen += mine.events[:-1]
+    assert any(1 < event.accepted < event.proposed for event in seen)  # type: ignore[union-attr]
+    shapings = {key[-1] for key in mine.verifier.buffers.graphs if len(key) > 3}  # type: ignore[arg-type, index]
+    assert shapings == {None, (0.9, shaping.get("top_k"), shaping.get("top_p"))}
 
 
 def test_graphs_of_one_generation_forbid_what_the_next_one_may_not_say(
@@ -295,15 +315,19 @@ def test_a_prompt_longer_than_any_graph(own: Nets, nets: Nets) -> None:
     assert mine.denoiser.buffers.logits.shape == (16, VOCAB)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_launches_and_copies_of_a_step(
-    own: Nets, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    own: Nets, prompts: list[list[int]], temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outside the graphs: ten launches and copies, and one copy to the host.
 
     Eight are seen here. With the two others the loop brings ids to the device and writes them to
-    the canvas, which it does in another way on a CPU.
+    the canvas, which it does in another way on a CPU. At T > 0 two copies of the noise's key are
+    among them, and in place of the greedy choice the kernels that draw, which are torch's here.
     """
-    made(own, "graphs", prompts[0])  # everything is recorded
+    values = {"temperature": temperature, "keyed": True}
+    made(own, "graphs", prompts[0], **values)  # everything is recorded
+    monkeypatch.setattr(fused, "drawn", lambda d, noise, first: d.argmax(-1))
     counting: list[Kernels] = []
     read: list[str] = []
 
@@ -324,7 +348,7 @@ def test_launches_and_copies_of_a_step(
             return _plain(self, *rest)
 
         monkeypatch.setattr(Tensor, name, noted)
-    one, events = generation(own, "graphs", prompts[0])
+    one, events = generation(own, "graphs", prompts[0], **values)
     for buffers in (one.denoiser.buffers, one.verifier.buffers):
         buffers.graphs = {key: quiet(function) for key, function in buffers.graphs.items()}
     next(events)
@@ -338,8 +362,10 @@ def test_launches_and_copies_of_a_step(
     for kernels in counting:
         names = kernels.names
         names.pop("detach_", None)  # of `torch.tensor`, on the host
+        names.pop("lift_fresh", None)  # the same
+        keyed = 1 if temperature else 0  # its key comes to a CPU without a copy
         assert names == {
-            "copy_": 5,  # facts and window of both models, the draft
+            "copy_": 5 + keyed,  # facts and window of both models, the draft
             "argmax": 1,  # the draft
             "cat": 2,  # text and draft for the verifier; draft and count for the host
         }
@@ -462,8 +488,8 @@ def test_a_kernel_that_lies_is_replaced_with_one_warning(
     monkeypatch.setattr(fused, "_installed", lambda: True)
     monkeypatch.setattr(fused, "_interpreted", lambda: True)
 
-    def lies(d: Tensor, a: Tensor, draft: Tensor, count: Tensor, weight: float) -> Tensor:
-        return fused.plain(d, a, draft, count, weight) + 1
+    def lies(*args: Any) -> Tensor:
+        return fused.plain(*args) + 1
 
     monkeypatch.setattr(fused, "by_triton", lies)
     # Outside graphs nobody compares: the first steps' counts are right here.

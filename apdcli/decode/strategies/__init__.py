@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from apdcli.decode.params import STRATEGIES, DecodeParams, StrategyParams, strategy_info
+from apdcli.decode.sampling import Sampler
 from apdcli.decode.strategies.apd import Apd
 from apdcli.decode.strategies.autoregressive import Autoregressive
 from apdcli.decode.strategies.confidence import Confidence
@@ -40,12 +39,15 @@ assert _MAKERS.keys() == STRATEGIES.keys()
 
 
 def make_strategy(
-    name: str, shared: DecodeParams, own: StrategyParams, device: torch.device | str = "cpu"
+    name: str, shared: DecodeParams, own: StrategyParams, sampler: Sampler | None = None
 ) -> Strategy:
     """A fresh strategy for one generation.
+
+    Args:
+        sampler: draws its tokens: a fresh one, for `shared`. By default one for the CPU.
 
     Raises:
         UsageError: no strategy of that name.
     """
-    strategy: Strategy = _MAKERS[strategy_info(name).name](shared, own, device)
+    strategy: Strategy = _MAKERS[strategy_info(name).name](shared, own, sampler)
     return strategy

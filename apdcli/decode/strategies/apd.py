@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from apdcli.decode.noise import KeyedNoise, Noise
 from apdcli.decode.params import ApdParams, DecodeParams
-from apdcli.decode.sampling import Noise, Sampler
+from apdcli.decode.sampling import Sampler
 from apdcli.decode.strategies.window import SlidingWindow
 from apdcli.decode.types import Canvas, Commit, Pair, Verifier
 
@@ -26,11 +27,11 @@ class Apd:
     early_stop = True
 
     def __init__(
-        self, shared: DecodeParams, own: ApdParams, device: torch.device | str = "cpu"
+        self, shared: DecodeParams, own: ApdParams, sampler: Sampler | None = None
     ) -> None:
         self.R = own.mixture_weight
         self.window = SlidingWindow(own.recompute_window, own.max_lookahead)
-        self.sampler = Sampler(shared, device)
+        self.sampler = sampler or Sampler(shared)
 
     def step(self, canvas: Canvas, pair: Pair) -> Commit:
         """One step at the cursor i: window, denoise, draft, verify, mix, accept."""
@@ -64,9 +65,9 @@ class Apd:
             return draft.tolist(), m
         assert pair.verifier is not None
         tokens = torch.cat((canvas.tokens[: canvas.cursor], draft[:-1]))
-        accept = getattr(pair.verifier, "accept", None) if g is None else None
-        if accept is not None:
-            together = accept(tokens, draft, d, self.R)
+        accept = getattr(pair.verifier, "accept", None)
+        if accept is not None and (g is None or isinstance(g, KeyedNoise)):
+            together = accept(tokens, draft, d, self.R, g)
         elif getattr(pair.verifier, "verify_less", False):
             ids = draft.tolist()
             return ids, self._by_parts(pair.verifier, tokens, ids, d, g)

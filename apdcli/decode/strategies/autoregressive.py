@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from apdcli.decode.params import AutoregressiveParams, DecodeParams
 from apdcli.decode.sampling import Sampler
 from apdcli.decode.types import Canvas, Commit, Pair
@@ -15,9 +13,9 @@ class Autoregressive:
     early_stop = True
 
     def __init__(
-        self, shared: DecodeParams, own: AutoregressiveParams, device: torch.device | str = "cpu"
+        self, shared: DecodeParams, own: AutoregressiveParams, sampler: Sampler | None = None
     ) -> None:
-        self.sampler = Sampler(shared, device)
+        self.sampler = sampler or Sampler(shared)
 
     def step(self, canvas: Canvas, pair: Pair) -> Commit:
         """Commit the token that follows everything before the cursor i."""

@@ -54,13 +54,13 @@ class AnyOrder:
     """
 
     def __init__(
-        self, shared: DecodeParams, own: AnyOrderParams, device: torch.device | str = "cpu"
+        self, shared: DecodeParams, own: AnyOrderParams, sampler: Sampler | None = None
     ) -> None:
         self.early_stop = own.early_stop
         self.block_length = own.block_length
         self.cache = own.cache
         self._cached: tuple[int, int] | None = None  # the block whose first forward was made
-        self.sampler = Sampler(shared, device)
+        self.sampler = sampler or Sampler(shared)
 
     def block(self, canvas: Canvas) -> tuple[int, int]:
         """[b0, b1) of the block being decoded; the last block may be shorter."""

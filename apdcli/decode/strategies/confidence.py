@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import random
 
-import torch
-
 from apdcli.decode.any_order_params import ConfidenceParams
 from apdcli.decode.params import DecodeParams
+from apdcli.decode.sampling import Sampler
 from apdcli.decode.strategies.blocks import AnyOrder, Reading
 from apdcli.decode.strategies.schedule import Schedule, make_schedule
 from apdcli.decode.types import Canvas, Pair
@@ -22,9 +21,9 @@ class Confidence(AnyOrder):
     """
 
     def __init__(
-        self, shared: DecodeParams, own: ConfidenceParams, device: torch.device | str = "cpu"
+        self, shared: DecodeParams, own: ConfidenceParams, sampler: Sampler | None = None
     ) -> None:
-        super().__init__(shared, own, device)
+        super().__init__(shared, own, sampler)
         self.k = own.k
         self.schedule: Schedule | None = (
             None if own.steps is None else make_schedule(own.schedule, own.steps)

@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
-
 from apdcli.decode.any_order_params import DicoParams
 from apdcli.decode.params import DecodeParams
-from apdcli.decode.sampling import confidence, logit_margin
+from apdcli.decode.sampling import Sampler, confidence, logit_margin
 from apdcli.decode.strategies.blocks import AnyOrder
 from apdcli.decode.strategies.factor import safe_prefix
 from apdcli.decode.types import Canvas, Commit, Pair
@@ -39,10 +37,10 @@ class Dico:
     """Divide a block into clusters around seeds, conquer them in parallel, finalize the rest."""
 
     def __init__(
-        self, shared: DecodeParams, own: DicoParams, device: torch.device | str = "cpu"
+        self, shared: DecodeParams, own: DicoParams, sampler: Sampler | None = None
     ) -> None:
         self.early_stop = own.early_stop
-        self._given = shared, own, device
+        self._given = shared, own, sampler
         self._commits: Iterator[Commit] | None = None
 
     def step(self, canvas: Canvas, pair: Pair) -> Commit:
@@ -61,11 +59,11 @@ class _Response(AnyOrder):
         self,
         shared: DecodeParams,
         own: DicoParams,
-        device: torch.device | str,
+        sampler: Sampler | None,
         canvas: Canvas,
         pair: Pair,
     ) -> None:
-        super().__init__(shared, own, device)
+        super().__init__(shared, own, sampler)
         self.p = own
         self.canvas, self.pair = canvas, pair
         self.response = canvas.masked_left  # text between gaps is no part of it

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from apdcli.decode.any_order_params import EntropyBoundParams
 from apdcli.decode.params import DecodeParams
-from apdcli.decode.sampling import confidence, entropy
+from apdcli.decode.sampling import Sampler, confidence, entropy
 from apdcli.decode.strategies.blocks import AnyOrder, Reading, ranked
 
 
@@ -15,9 +14,9 @@ class EntropyBound(AnyOrder):
     """Commit the longest prefix U, by confidence, with sum H_j - max H_j <= gamma over U."""
 
     def __init__(
-        self, shared: DecodeParams, own: EntropyBoundParams, device: torch.device | str = "cpu"
+        self, shared: DecodeParams, own: EntropyBoundParams, sampler: Sampler | None = None
     ) -> None:
-        super().__init__(shared, own, device)
+        super().__init__(shared, own, sampler)
         self.gamma = own.gamma
 
     def score(self, x: Reading) -> tuple[Tensor, ...]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from apdcli.decode.any_order_params import FactorParams
 from apdcli.decode.params import DecodeParams
+from apdcli.decode.sampling import Sampler
 from apdcli.decode.strategies.blocks import AnyOrder, Reading, ranked
 
 
@@ -13,9 +12,9 @@ class Factor(AnyOrder):
     """Commit the longest prefix of k positions, by confidence, with (k + 1)(1 - c_k) < f."""
 
     def __init__(
-        self, shared: DecodeParams, own: FactorParams, device: torch.device | str = "cpu"
+        self, shared: DecodeParams, own: FactorParams, sampler: Sampler | None = None
     ) -> None:
-        super().__init__(shared, own, device)
+        super().__init__(shared, own, sampler)
         self.f = own.factor
 
     def choose(self, x: Reading, scores: list[list[float]]) -> list[int]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from apdcli.decode.any_order_params import KlassParams
 from apdcli.decode.params import DecodeParams
-from apdcli.decode.sampling import confidence
+from apdcli.decode.sampling import Sampler, confidence
 from apdcli.decode.strategies.blocks import AnyOrder, Reading
 from apdcli.decode.types import Canvas, Pair
 
@@ -18,9 +18,9 @@ class Klass(AnyOrder):
     """Commit what is confident and whose last n divergences KL(p_t || p_{t-1}) are all small."""
 
     def __init__(
-        self, shared: DecodeParams, own: KlassParams, device: torch.device | str = "cpu"
+        self, shared: DecodeParams, own: KlassParams, sampler: Sampler | None = None
     ) -> None:
-        super().__init__(shared, own, device)
+        super().__init__(shared, own, sampler)
         self.tau = own.confidence_threshold
         self.epsilon = own.kl_threshold
         self.n = own.kl_history_length

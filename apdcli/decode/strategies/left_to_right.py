@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from apdcli.decode.params import DecodeParams, LeftToRightParams
 from apdcli.decode.sampling import Sampler
 from apdcli.decode.strategies.window import AUTO_LEAST, SlidingWindow
@@ -16,7 +14,7 @@ class LeftToRight:
     early_stop = True
 
     def __init__(
-        self, shared: DecodeParams, own: LeftToRightParams, device: torch.device | str = "cpu"
+        self, shared: DecodeParams, own: LeftToRightParams, sampler: Sampler | None = None
     ) -> None:
         self.k = own.k
         lookahead = (
@@ -25,7 +23,7 @@ class LeftToRight:
             else own.max_lookahead
         )
         self.window = SlidingWindow(own.recompute_window, lookahead, least=max(AUTO_LEAST, own.k))
-        self.sampler = Sampler(shared, device)
+        self.sampler = sampler or Sampler(shared)
 
     def step(self, canvas: Canvas, pair: Pair) -> Commit:
         """Denoise the window at the cursor i and commit the next K positions."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from apdcli.decode.any_order_params import ConfidenceParams, RankedParams
 from apdcli.decode.params import DecodeParams
-from apdcli.decode.sampling import probability_margin
+from apdcli.decode.sampling import Sampler, probability_margin
 from apdcli.decode.strategies.blocks import Reading
 from apdcli.decode.strategies.confidence import Confidence
 from apdcli.decode.strategies.schedule import make_schedule
@@ -17,12 +16,12 @@ class Margin(Confidence):
     """Commit the positions with the widest gap between their two best probabilities."""
 
     def __init__(
-        self, shared: DecodeParams, own: RankedParams, device: torch.device | str = "cpu"
+        self, shared: DecodeParams, own: RankedParams, sampler: Sampler | None = None
     ) -> None:
         by_confidence = ConfidenceParams(
             own.block_length, own.early_stop, own.cache, alg_temp=own.alg_temp
         )
-        super().__init__(shared, by_confidence, device)
+        super().__init__(shared, by_confidence, sampler)
         self.schedule = make_schedule(own.schedule, own.steps)
 
     def score(self, x: Reading) -> tuple[Tensor, ...]:

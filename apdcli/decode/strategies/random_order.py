@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import random
 
-import torch
-
 from apdcli.decode.any_order_params import ScheduledParams
 from apdcli.decode.params import DecodeParams
+from apdcli.decode.sampling import Sampler
 from apdcli.decode.strategies.blocks import AnyOrder
 from apdcli.decode.strategies.schedule import DreamSchedule, EvenSchedule
 from apdcli.decode.types import Canvas, Commit, Pair
@@ -23,9 +22,9 @@ class RandomOrder(AnyOrder):
     """
 
     def __init__(
-        self, shared: DecodeParams, own: ScheduledParams, device: torch.device | str = "cpu"
+        self, shared: DecodeParams, own: ScheduledParams, sampler: Sampler | None = None
     ) -> None:
-        super().__init__(shared, own, device)
+        super().__init__(shared, own, sampler)
         self.coins = DreamSchedule(own.steps)
         self.even = EvenSchedule(own.steps) if own.schedule == "llada" else None
         self.dice = random.Random(shared.seed)

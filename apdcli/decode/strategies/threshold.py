@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from apdcli.decode.any_order_params import ThresholdParams
 from apdcli.decode.params import DecodeParams
+from apdcli.decode.sampling import Sampler
 from apdcli.decode.strategies.blocks import AnyOrder, Reading
 
 
@@ -13,9 +12,9 @@ class Threshold(AnyOrder):
     """Commit all that is surer than tau; if nothing is, the surest."""
 
     def __init__(
-        self, shared: DecodeParams, own: ThresholdParams, device: torch.device | str = "cpu"
+        self, shared: DecodeParams, own: ThresholdParams, sampler: Sampler | None = None
     ) -> None:
-        super().__init__(shared, own, device)
+        super().__init__(shared, own, sampler)
         self.tau = own.confidence_threshold
 
     def choose(self, x: Reading, scores: list[list[float]]) -> list[int]:

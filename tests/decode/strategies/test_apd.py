@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from apdcli.decode import sampling
+from apdcli.decode.noise import gumbel_noise
 from apdcli.decode.params import ApdParams, DecodeParams
-from apdcli.decode.sampling import filtered, gumbel_noise
+from apdcli.decode.sampling import filtered
 from apdcli.decode.strategies.apd import mixture
 from apdcli.errors import ParameterError
 from tests.conftest import EOS, MASK, Decoded, Nets
