@@ -64,12 +64,12 @@ def same_forwards(plain: Transformer, fused: module.Packed) -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("scores", [2**20, 2**18, 5000])
+@pytest.mark.parametrize("rows", [module._CAUSAL_ROWS, 7])
 @torch.inference_mode()
 def test_any_forward_is_the_plain_one(
-    monkeypatch: pytest.MonkeyPatch, causal: bool, scores: int
+    monkeypatch: pytest.MonkeyPatch, causal: bool, rows: int
 ) -> None:
-    monkeypatch.setattr(module, "_SCORES", scores)
+    monkeypatch.setattr(module, "_CAUSAL_ROWS", rows)
     plain, fused = network(causal), packed(network(causal))
     same_forwards(plain, fused)
 
@@ -79,7 +79,7 @@ def test_any_forward_is_the_plain_one(
 def test_any_forward_is_the_plain_one_by_fused_kernels(causal: bool) -> None:
     """As on a GPU: attention, norms and MLPs by the functions that have kernels there."""
     plain, fused = network(causal), packed(network(causal))
-    fused.plain = False
+    fused.plain = fused._transposed = False
     fused._rows = 96
     same_forwards(plain, fused)
 
@@ -93,6 +93,35 @@ def test_a_network_may_come_to_look_back_only() -> None:
     both_ways.config = back.config = replace(back.config, causal=True)
     mine = fused.hidden(ids, 0, KVCache(both_ways.config, 30))
     torch.testing.assert_close(mine, back.hidden(ids[None])[0], atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_causal_queries_are_asked_by_one_kept_mask() -> None:
+    """Of which each takes its part, and that grows in few steps."""
+    fused = packed(network(True))
+    cache = KVCache(fused.net.config, 1100)
+    kept = set()
+    for start in range(0, 1000, 10):
+        fused.hidden(torch.arange(10), start, cache)
+        assert fused._later is not None
+        kept.add(fused._later.shape)
+    assert {rows for rows, _ in kept} == {module._CAUSAL_ROWS}
+    assert sorted(columns for _, columns in kept) == [512, 1024, 1536]
+
+
+@pytest.mark.parametrize(("inner", "apart"), [(512, 1040), (520, 1040), (1024, 2064)])
+@torch.inference_mode()
+def test_rows_whole_pages_apart_get_a_cache_line_more(inner: int, apart: int) -> None:
+    """They would fall on the same few sets of a cache; and nothing is multiplied but weights."""
+    nets = [Transformer(replace(CONFIG, intermediate_size=inner)).eval() for _ in range(2)]
+    for net in nets:
+        net.init_weights(torch.Generator().manual_seed(0), std=0.2)
+    fused = packed(nets[0])
+    assert fused.layers[0].gate_up.shape == (CONFIG.hidden_size, 2 * inner)
+    assert fused.layers[0].gate_up.stride() == (apart, 1)
+    mine = fused.hidden(torch.arange(20), 0, KVCache(CONFIG, 20))
+    for net in nets:
+        torch.testing.assert_close(mine, net.hidden(torch.arange(20)[None])[0], atol=1e-4, rtol=0)
 
 
 @torch.inference_mode()
