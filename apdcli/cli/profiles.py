@@ -9,19 +9,20 @@ import json
 import shutil
 import textwrap
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from apdcli.cli.context import Context
 from apdcli.cli.variables import note_unknown
-from apdcli.errors import ProfileError, UsageError
+from apdcli.errors import ParameterError, ProfileError, UsageError
 from apdcli.render.terminal import is_terminal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from apdcli.load.profile import Profile
     from apdcli.load.settings import Settings
 
 Todo = Callable[[Context], int]
@@ -184,13 +185,26 @@ def _edit(name: Name) -> Todo:
         if copied:
             _note(_hides(name), context)
         try:
-            find_profile(path)
+            _check_alone(find_profile(path))
         except ProfileError as error:
             raise ProfileError(f"{error}; {_kept(name, path)}") from error
         context.print(str(path))
         return 0
 
     return run
+
+
+def _check_alone(profile: Profile) -> None:
+    """Raise ProfileError where the profile's own values do not go together."""
+    from apdcli.decode.params import make_params
+    from apdcli.load.settings import check_together, resolve_settings
+
+    settings = resolve_settings(replace(profile, tuned={}), {}, {})
+    try:
+        check_together(settings)
+        make_params(settings.strategy, **settings.decode_values())
+    except ParameterError as error:
+        raise ProfileError(f"{profile.path}: decode.{error}") from error
 
 
 def _hides(name: str) -> str:
@@ -213,7 +227,10 @@ def _note(text: str, context: Context) -> None:
 
 
 def _check(name: Effective = None, as_json: Json = False) -> Todo:
-    """Check a profile's models without reading the weights, and say what would run."""
+    """Check a profile and its models, and say what would run.
+
+    Every value of the weights is looked at, of models over 1 GiB some rows of each tensor.
+    """
 
     def run(context: Context) -> int:
         note_unknown(context)

@@ -134,6 +134,24 @@ def test_edit_says_what_becomes_of_a_file_with_an_error(apd: Apd, tmp_path: Path
     assert (f"'apd profiles edit {mine}'" in ran.complaint, "shipped" in ran.complaint) == (1, 0)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ("strategy = 'left_to_right'\nk = 4\nmax_lookahead = 2\n", "decode.k = 4: it must be at"),
+        ("strategy = 'confidence'\nk = 4\nsteps = 2\n", "decode.steps = 2: it must be left out"),
+        ("strategy = 'dico'\nblock_length = 7\nmax_tokens = 24\n", "decode.block_length = 7: it"),
+    ],
+)
+def test_edit_finds_values_that_exclude_each_other(
+    apd: Apd, make_profile: MakeProfile, tmp_path: Path, values: str, said: str
+) -> None:
+    path = make_profile("[decode]\n")
+    ran = apd("profiles", "edit", path, environ=editor(tmp_path, f"text += {values!r}"))
+    assert f"{path}: {said}" in ran.complaint
+    assert "it is kept" in ran.complaint
+    assert path.read_text().endswith(values)
+
+
 def test_edit_refuses_what_it_cannot_do(apd: Apd, tmp_path: Path) -> None:
     ran = apd("profiles", "edit", "demo")
     assert (ran.status, "set $EDITOR" in ran.complaint) == (2, True)
