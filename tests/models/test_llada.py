@@ -53,7 +53,8 @@ def test_outputs_predict_their_own_position() -> None:
     with torch.inference_mode():
         raw = net.head(net.hidden(tokens[None]))[0]
         rows = EagerDenoiser(net, banned_ids(range(384), 384, "cpu"), 8).logits(tokens, 0, 1)
-    assert torch.equal(rows, raw[1:])
+    # The head over three rows and over four: some processors round these apart.
+    torch.testing.assert_close(rows, raw[1:], atol=1e-6, rtol=1e-5)
 
 
 def test_the_configuration_of_the_8b_model() -> None:
