@@ -239,7 +239,8 @@ def test_each_line_draws_for_itself(apd: Apd, profile: Path, tmp_path: Path) -> 
     path = jsonl(tmp_path, *[{"prompt": "hello"}] * 3, {"prompt": "hello", "seed": 5})
     args = ("generate", "-p", profile, "--input", path, "-n", 12, "-t", 1.5)
     found = answers(apd(*args).raw)
-    assert len({a["text"] for a in found}) == 4
+    assert len({a["settings"]["seed"]["value"] for a in found}) == 4
+    assert len({a["text"] for a in found}) > 1  # two may end at once, by chance
     pair = apdcli.load_pair(profile)
     for answer in found:  # what it was drawn with gives it again, alone
         seed = answer["settings"]["seed"]["value"]
