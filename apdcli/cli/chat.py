@@ -6,6 +6,7 @@ Torch is imported only once everything that can be wrong without it has been fou
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -138,8 +139,9 @@ def _remedy(session: Session | None, given: Mapping[str, Any]) -> Iterator[None]
         text = f"session {session.name}: {error}; -p NAME goes on with another profile"
         raise type(error)(text) from error
     except UsageError as error:
-        if session is None or not session.settings.keys() - given.keys():
-            raise
+        words = set(re.findall(r"\w+", f"{error} {error.__cause__}"))
+        if session is None or not words & (session.settings.keys() - given.keys()):
+            raise  # it is not about anything that the session keeps
         raise UsageError(
             f"session {session.name}: {error}; what is given by flag stands over what it kept"
         ) from error

@@ -270,6 +270,18 @@ def test_a_session_whose_settings_do_not_hold_goes_on_with_flags(
     assert (ran.status, ran.err) == (0, "")
 
 
+def test_a_mistake_that_no_session_has_made_is_not_put_down_to_it(
+    apd: Apd, profile: Path, data: Path
+) -> None:
+    store = Store(data / "sessions")
+    store.save(Session("bot", str(profile), settings={"temperature": 0.5}))
+    said = apd("chat", "--resume", "bot", "-K", 2, stdin="hi").complaint
+    assert said.startswith("apd: -K/--k does not go with strategy apd")
+    store.save(Session("other", str(profile), settings={"strategy": "apd"}))
+    said = apd("chat", "--resume", "other", "-K", 2, stdin="hi").complaint
+    assert said.startswith("apd: session other: -K/--k does not go with strategy apd")
+
+
 def test_a_session_whose_models_are_gone_can_go_on_with_another(
     apd: Apd, make_profile: MakeProfile, profile: Path, data: Path, tmp_path: Path
 ) -> None:
