@@ -17,7 +17,7 @@ from apdcli.cli.chat_options import LATEST
 from apdcli.cli.context import Context
 from apdcli.cli.outputs import check_apart, check_writable
 from apdcli.cli.variables import note_unknown
-from apdcli.errors import ModelError, ProfileError, UsageError
+from apdcli.errors import ModelError, ParameterError, ProfileError, UsageError
 from apdcli.render.terminal import can_draw, is_terminal, no_echo, stream_size
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def _remedy(session: Session | None, given: Mapping[str, Any]) -> Iterator[None]
         text = f"session {session.name}: {error}; -p NAME goes on with another profile"
         raise type(error)(text) from error
     except UsageError as error:
-        words = set(re.findall(r"\w+", f"{error} {error.__cause__}"))
+        cause = error.__cause__ if isinstance(error.__cause__, ParameterError) else error
+        words = set(re.findall(r"\w+", str(cause)))
         if session is None or not words & (session.settings.keys() - given.keys()):
             raise  # it is not about anything that the session keeps
         raise UsageError(
