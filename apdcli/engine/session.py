@@ -231,8 +231,10 @@ def prepare(
 
     Raises:
         PromptError: empty, or no room left in the context.
-        UsageError: the strategy needs a verifier that the profile lacks, a value out of range.
+        UsageError: the strategy needs a verifier that the profile lacks, a value out of range, two
+            of which only one could hold.
     """
+    check_together(settings)
     strategy = settings.strategy
     shared, own = make_params(strategy, stop_ids=pair.stop_ids, **settings.decode_values())
     check_strategy(pair.profile, strategy)
@@ -295,7 +297,6 @@ def request_of(pair: LoadedPair, prompt: Prompt, raw: bool, settings: Mapping[st
     flags = {**settings, **dict.fromkeys(_OF_LOADING), "device": str(pair.device)}
     _refuse_system(settings.get("system"), prompt, raw)
     resolved = resolve_settings(pair.profile, flags, {})
-    check_together(resolved)
     refuse_loading(settings, resolved)
     return prepare(pair, prompt, resolved, raw=raw)
 

@@ -14,7 +14,7 @@ from apdcli.decode.types import Finished, Pair, StepEvent
 from apdcli.engine import conversation
 from apdcli.engine.conversation import Caches, Conversation, Exchange
 from apdcli.engine.pair import LoadedPair
-from apdcli.errors import DeviceError, PromptError
+from apdcli.errors import DeviceError, ParameterError, PromptError
 from apdcli.load.settings import resolve_settings
 from tests.conftest import DATA
 
@@ -118,6 +118,13 @@ def test_without_the_caches_it_would_grow(pair: LoadedPair) -> None:
     talk = Conversation(pair)
     costs = [turn(talk, TALK[0], recompute_window="all")[0][0].tokens_forwarded for _ in range(12)]
     assert costs[-1] > 3 * costs[0]
+
+
+def test_two_values_of_which_one_could_hold_are_refused(pair: LoadedPair) -> None:
+    talk = Conversation(pair)
+    with pytest.raises(ParameterError, match="max_lookahead"):
+        talk.ask(TALK[0], strategy="left_to_right", k=4, max_lookahead=2)
+    assert talk.exchanges == []
 
 
 def test_whatever_is_changed_the_next_answer_is_right(pair: LoadedPair) -> None:
