@@ -15,7 +15,8 @@ from apdcli.bench.benchmark import cases_of_shapes
 from apdcli.bench.floor import DTYPE_BYTES, ApdStep, floor_s
 from apdcli.bench.gpu_stage import APD, PROMPT_TOKENS, Stage, best_seconds, settle
 from apdcli.bench.shapes import random_prompt
-from apdcli.decode.sampling import NEVER, greedy
+from apdcli.decode.noise import KeyedNoise
+from apdcli.decode.sampling import NEVER, drawn, greedy
 from apdcli.decode.strategies.apd import mixture, prefix
 from apdcli.decode.types import AcceptingVerifier, Pair, StepEvent
 from apdcli.engine import fused
@@ -40,20 +41,18 @@ def fused_kernel(stage: Stage) -> dict[str, Any]:
     """
     if not fused.usable(stage.device):
         return {"absent": True, "reason": f"Triton runs no kernels on {stage.device}"}
-    vocab = min(c.vocab_size for c in _configs(stage))
-    columns = stage.shapes.denoiser.vocab_size
-    sizes = (3, 9) if stage.small else (8, 32, 100)
+    vocab, columns, sizes = logits_sizes(stage)
     made = torch.Generator(device=stage.device).manual_seed(0)
     different, cases = [], 0
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for rows in sizes[-2:]:
             for ties in (False, True):
-                d, a = _logits(rows, vocab, columns, dtype, made, ties)
+                d, a = random_logits(rows, vocab, columns, dtype, made, ties)
                 for weight in (0.0, 0.3, MIXTURE, 0.9):
                     # Exact sums, where torch's rounding of them is not promised.
                     weight = MIXTURE if ties else weight
                     for wrong in (1, rows // 2, rows):
-                        draft = _draft(d, a, weight)
+                        draft = agreed_draft(d, a, weight)
                         draft[wrong:] += 1
                         count = torch.tensor([rows], device=stage.device)
                         case = (d, a, draft, count, weight)
@@ -70,49 +69,66 @@ def fused_kernel(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _logits(
-    rows: int, vocab: int, columns: int, dtype: torch.dtype, made: torch.Generator, ties: bool
-) -> tuple[Tensor, Tensor]:
+def random_logits(
+    rows: int, vocab: int, columns: int, dtype: torch.dtype, made: torch.Generator, ties: bool,
+    spread: float = 4.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """d [rows, vocab] and a [rows - 1, columns]; with `ties` of few values."""
-    d = torch.randn(rows, vocab, generator=made, device=made.device).mul_(4)
-    a = torch.randn(rows - 1, columns, generator=made, device=made.device).mul_(4)
+    d = torch.randn(rows, vocab, generator=made, device=made.device).mul_(spread)
+    a = torch.randn(rows - 1, columns, generator=made, device=made.device).mul_(spread)
     if ties:
         d, a = d.round(), a.round()
     d[:, torch.randint(0, vocab, (vocab // 20,), generator=made, device=made.device)] = NEVER
     return d, a.to(dtype)
 
 
-def _draft(d: Tensor, a: Tensor, weight: float) -> Tensor:
-    """A draft that the mixture agrees with to its end."""
+def agreed_draft(d: Tensor, a: Tensor, weight: float, noise: KeyedNoise | None = None) -> Tensor:
+    """A draft that the mixture agrees with to its end: [rows] int64."""
     own = a[:, : d.shape[1]].to(torch.float32, copy=True).masked_fill_(d[1:] == NEVER, NEVER)
-    return torch.cat((d[:1].argmax(-1), mixture(d[1:], own, weight).argmax(-1)))
+    mixed = mixture(d[1:], own, weight)
+    if noise is None:
+        return torch.cat((d[:1].argmax(-1), mixed.argmax(-1)))
+    first = drawn(d[:1], noise.params, noise)
+    return torch.cat((first, drawn(mixed, noise.params, noise, 1)))
+
+
+def logits_sizes(stage: Stage) -> tuple[int, int, tuple[int, ...]]:
+    """Ids that may be produced, columns that the denoiser has, and drafts' lengths to try."""
+    sizes = (3, 9) if stage.small else (8, 32, 100)
+    return min(c.vocab_size for c in _configs(stage)), stage.shapes.denoiser.vocab_size, sizes
+
+
+def recorded_seconds(stage: Stage, work: Callable[[], Tensor], calls: int = _CALLS) -> float:
+    """Seconds that a short kernel takes in a graph of so many of its calls."""
+    many = record(lambda: [work() for _ in range(calls)][-1], stage.device, None)
+    return best_seconds(many, stage.device, calls) / calls
+
+
+def bytes_read(d: Tensor, a: Tensor) -> int:
+    """Of both models' logits, columns that nobody may look at left out."""
+    return d.nbytes + a[:, : d.shape[1]].numel() * a.element_size()
 
 
 def _choice_times(
     stage: Stage, rows: int, vocab: int, columns: int, made: torch.Generator
 ) -> dict[str, Any]:
     dtype = stage.dtype
-    d, a = _logits(rows, vocab, columns, dtype, made, False)
-    draft = _draft(d, a, MIXTURE)
+    d, a = random_logits(rows, vocab, columns, dtype, made, False)
+    draft = agreed_draft(d, a, MIXTURE)
     count = torch.tensor([rows], device=stage.device)
 
     def whole() -> Tensor:
         target = greedy(mixture(d[1:], a[:, :vocab].to(torch.float32, copy=True), MIXTURE))
         return 1 + prefix(draft[1:] == target)
 
-    def timed(choose: Callable[[], Tensor]) -> float:
-        many = record(lambda: [choose() for _ in range(_CALLS)][-1], stage.device, None)
-        return best_seconds(many, stage.device) / _CALLS
-
     given = (d, a, draft, count, MIXTURE)
-    moved = d.nbytes + a[:, :vocab].numel() * a.element_size()
     return {
         "rows": rows,
         "vocab": vocab,
-        "kernel_s": timed(lambda: fused.by_triton(*given)),
-        "torch_s": timed(lambda: fused.plain(*given)),
-        "torch_whole_s": timed(whole),
-        "floor_s": moved / stage.measured_rates().bandwidth,
+        "kernel_s": recorded_seconds(stage, lambda: fused.by_triton(*given)),
+        "torch_s": recorded_seconds(stage, lambda: fused.plain(*given)),
+        "torch_whole_s": recorded_seconds(stage, whole),
+        "floor_s": bytes_read(d, a) / stage.measured_rates().bandwidth,
     }
 
 
@@ -194,7 +210,7 @@ def _step(stage: Stage, pair: LoadedPair, m: int) -> dict[str, Any]:
     if scene.models.verifier is not None:
         verify = best_seconds(scene.verify, stage.device, calls)
     del scene
-    whole = _whole_step(stage, pair, m)
+    whole = whole_step(stage, pair, m)
     step = ApdStep(PROMPT_TOKENS + 64, WINDOW, m, stage.accept)
     size = DTYPE_BYTES[stage.dtype_name]
     parts = step.parts(stage.shapes.denoiser, stage.shapes.verifier, size)
@@ -216,12 +232,16 @@ def _step(stage: Stage, pair: LoadedPair, m: int) -> dict[str, Any]:
     }
 
 
-def _whole_step(stage: Stage, pair: LoadedPair, m: int) -> float | None:
-    """Seconds of a step of a generation, the middle one of those that draft `m` tokens."""
+def whole_step(stage: Stage, pair: LoadedPair, m: int, settings: str = "") -> float | None:
+    """Seconds of a step of a generation, the middle one of those that draft `m` tokens.
+
+    Args:
+        settings: of the decoder beside R, W and M: ",name=value" each.
+    """
     if pair.verifier is None:
         return None
     wanted = 6 if stage.small else 40
-    contenders = stage.contenders([f"{APD},M={m}"], max_tokens=m + wanted * stage.accept)
+    contenders = stage.contenders([f"{APD},M={m}{settings}"], max_tokens=m + wanted * stage.accept)
     (case,) = cases_of_shapes(
         stage.shapes, pair, contenders, accept=stage.accept, prompt_tokens=PROMPT_TOKENS
     )

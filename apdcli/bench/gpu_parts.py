@@ -18,6 +18,7 @@ from apdcli.bench.correctness import ROWS, check_correctness, check_engines
 from apdcli.bench.floor import DTYPE_BYTES
 from apdcli.bench.gpu_attention import attention
 from apdcli.bench.gpu_compiled import compiled
+from apdcli.bench.gpu_draws import draws, sampled
 from apdcli.bench.gpu_kernels import fused_kernel, profile, steps
 from apdcli.bench.gpu_quantized import quantized
 from apdcli.bench.gpu_stage import APD, PROMPT_TOKENS, Stage, around, settle
@@ -265,12 +266,14 @@ PARTS: tuple[tuple[str, Callable[[Stage], dict[str, Any]]], ...] = (
     ("correctness", correctness),
     ("engines", engines),
     ("fused", fused_kernel),
+    ("draws", draws),
     ("rates", rates),
     ("loading", loading),
     ("memory", memory),  # before others have left their buffers
     ("rows", rows),
     ("speed", speed),
     ("steps", steps),
+    ("sampled", sampled),
     ("length", length),
     ("attention", attention),
     ("profile", profile),

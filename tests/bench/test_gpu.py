@@ -19,6 +19,7 @@ from apdcli.bench import (
     gpu,
     gpu_attention,
     gpu_compiled,
+    gpu_draws,
     gpu_kernels,
     gpu_parts,
     gpu_quantized,
@@ -46,8 +47,9 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     monkeypatch.setattr(correctness, "SETTINGS", correctness.SETTINGS[::2])
     monkeypatch.setattr(correctness, "MAX_TOKENS", 16)
     monkeypatch.setattr(correctness, "RANDOM", ("tiny",))
-    for module in (gpu_attention, gpu_compiled, gpu_kernels, gpu_quantized):
+    for module in (gpu_attention, gpu_compiled, gpu_draws, gpu_kernels, gpu_quantized):
         monkeypatch.setattr(module, "LOOKAHEADS", (32, 8))
+    monkeypatch.setattr(gpu_draws, "KINDS", gpu_draws.KINDS[:1])
     monkeypatch.setenv("APD_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(gpu, "OPTIONAL", {"absent": "apdcli.bench.no_such_module"})
 
@@ -64,13 +66,14 @@ def test_every_part_runs_and_is_written_down(
     assert report["complete"] is True
     parts = {part["name"]: part for part in report["parts"]}
     statuses = {name: part["status"] for name, part in parts.items()}
+    usable = fused.usable(torch.device("cpu"))
     # What comes from elsewhere stands before the last two; torch.compile is the last.
     names = [name for name, _ in gpu_parts.PARTS]
     names[-2:-2] = ["absent"]
     assert statuses == {
         **dict.fromkeys(names, "ran"),
         "absent": "absent",
-        "fused": "ran" if fused.usable(torch.device("cpu")) else "absent",
+        **dict.fromkeys(("fused", "draws"), "ran" if usable else "absent"),
     }
     assert list(parts) == names
     assert "no apdcli.bench.no_such_module" in parts["absent"]["reason"]
@@ -98,6 +101,8 @@ def test_every_part_runs_and_is_written_down(
         parts_of = s["denoise_s"], s["verify_and_accept_s"], s["host_s"]
         assert sum(parts_of) == pytest.approx(s["step_s"])
         assert s["floor_denoise_s"] > s["floor_verify_and_accept_s"] > 0
+    assert [s["name"] for s in parts["sampled"]["steps"]] == list(gpu_draws.GENERATIONS)
+    assert all(s["step_s"] > 0 for s in parts["sampled"]["steps"])
     (at,) = parts["attention"]["attention"]
     assert set(at["kernels"]) == {name.lower() for name in gpu_attention.KERNELS}
     assert set(at["kernels"]["math"]) == {"masked_s", "new_length_s", "new_keys_s", "again_s"}
