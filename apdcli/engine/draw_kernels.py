@@ -23,7 +23,9 @@ from apdcli.decode.sampling import COLDEST
 from apdcli.engine import fused_kernels as greedy
 
 # Entries that a program reads at a time while it searches a row, by so many warps.
-SEARCHED, SEARCH_WARPS = 4096, 16
+SEARCHED, SEARCH_WARPS = 2048, 16
+# Below it float32 has few numbers; the best alone reaches it.
+LEAST_P = 1e-37
 # Bits of a logit that one pass of the search finds.
 BITS = 3
 _RUN = tl.constexpr(RUN)
@@ -143,7 +145,7 @@ def gumbel(bits):
     return -tl.log(-tl.log(uniform))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def best_noised_of_part(
     d, a, count, edge, key, value, id_, d_stride, a_stride, vocab, weight, rest, scale, first,
     FIRST: tl.constexpr, MIX: tl.constexpr, EDGE: tl.constexpr,
@@ -258,7 +260,7 @@ def _parts(
     if top_k or top_p:
         edge_of_row[(rows,)](
             d, a, count, edge, d.stride(0), a.stride(0), vocab, weight, rest, scale,
-            float(params.top_k or 0), float(params.top_p or 0),
+            float(params.top_k or 0), max(params.top_p or 0.0, LEAST_P),
             FIRST=int(mix), MIX=mix, TOP_K=top_k, TOP_P=top_p, BITS=BITS,
             BLOCKS=triton.cdiv(vocab, SEARCHED), BLOCK=SEARCHED, num_warps=SEARCH_WARPS,
         )  # fmt: skip

@@ -134,7 +134,7 @@ def _tied(row: Tensor) -> bool:
 
 def has_kernels(device: torch.device) -> bool:
     """Whether there are kernels for tensors there, be it that they fail."""
-    return device.type == "cuda" or (_installed() and _interpreted())
+    return _installed() and (device.type == "cuda" or _interpreted())
 
 
 def usable(device: torch.device) -> bool:

@@ -127,7 +127,7 @@ def test_no_more_than_k_are_drawn(draw: Draw, top_k: int) -> None:
 
 
 @both
-@pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.999, 1.0])
+@pytest.mark.parametrize("top_p", [1e-300, 1e-6, 0.5, 0.999, 1.0])
 def test_the_nucleus_alone_is_drawn(draw: Draw, top_p: float) -> None:
     d = logits(3, 700, banned=50)
     for number in range(3):
@@ -212,14 +212,27 @@ def test_a_sampler_of_kernels_may_be_greedy() -> None:
     assert torch.equal(sampler.draw(d, None), greedy(d.cpu()).to(DEVICE))
 
 
+class FakeGenerator(torch.Generator):
+    """A generator that a machine without the device can make."""
+
+    def __new__(cls, device: object = None) -> FakeGenerator:
+        return super().__new__(cls, "cpu")
+
+
 def test_which_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device keeps its noise where kernels fail: the same seed gives the same tokens."""
     monkeypatch.setattr(fused, "_interpreted", lambda: False)
     cpu = torch.device("cpu")
     assert type(make_sampler(DecodeParams(), cpu)) is Sampler
-    monkeypatch.setattr(fused, "_installed", lambda: False)
-    monkeypatch.setattr(fused, "_failed", True)
-    assert type(make_sampler(DecodeParams(), torch.device("cuda"))) is KernelSampler
+    for installed, failed, kind in (
+        (True, True, KernelSampler),
+        (True, False, KernelSampler),
+        (False, False, Sampler),
+    ):
+        monkeypatch.setattr(fused, "_installed", lambda installed=installed: installed)
+        monkeypatch.setattr(fused, "_failed", failed)
+        monkeypatch.setattr(torch, "Generator", FakeGenerator)  # CUDA's needs a device
+        assert type(make_sampler(DecodeParams(), torch.device("cuda"))) is kind
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def _built(kernel: str, dtype: str, round_vocab: bool, capability: int, **consta
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def _resources(built: Any, folder: Path) -> dict[str, int]:
+def resources(built: Any, folder: Path) -> dict[str, int]:
     """What a kernel takes of a multiprocessor: registers a thread, bytes of stack and so on."""
     binary = folder / "kernel.cubin"
     binary.write_bytes(built.asm["cubin"])
@@ -70,7 +70,7 @@ def test_a_row_is_read_in_16_byte_loads_and_nothing_spills(
     # 16 entries a thread: 4 loads of four float32, and of the verifier's dtype 2 or 4.
     wide = re.findall(r"ld\.global\S*\.v4\.b32", ptx)
     assert len(wide) >= 4 + (2 if dtype == "*bf16" else 4), wide
-    used = _resources(built, tmp_path)
+    used = resources(built, tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0
     if dtype == "*bf16":  # as real verifiers are: two programs of 8 warps fit a multiprocessor
         assert used["REG"] <= 128
@@ -95,13 +95,13 @@ def test_the_prefix_needs_no_memory_of_its_own(
 ) -> None:
     cells = triton.next_power_of_2(parts)
     sizes = {"PARTS": parts, "CELLS": cells, "ROWS": rows, "BLOCKS": blocks}
-    used = _resources(_built("agreeing_prefix", "", True, 90, **sizes), tmp_path)
+    used = resources(_built("agreeing_prefix", "", True, 90, **sizes), tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0
 
 
 def test_a_vocabulary_of_any_size_compiles(tmp_path: Path) -> None:
     part = {"PARTS": 16, "BLOCKS": 3, "BLOCK": 4096}
-    used = _resources(_built("best_of_part", "*bf16", False, 90, **part), tmp_path)
+    used = resources(_built("best_of_part", "*bf16", False, 90, **part), tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0
 
 
@@ -164,7 +164,7 @@ def test_a_layers_kernels_read_and_write_16_bytes_at_a_time_and_spill_nothing(
     times = 2 if dtype == "*fp32" else 1
     assert len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)) == times * loads
     assert len(re.findall(r"st\.global\S*\.v4\.b32", ptx)) == times * stores
-    used = _resources(built, tmp_path)
+    used = resources(built, tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0
     assert used["REG"] <= 64  # all of a multiprocessor's threads fit
 
@@ -178,7 +178,7 @@ def test_a_layers_kernels_contract_nothing(kernel: str) -> None:
     assert not re.findall(r"\bfma\.", ptx)
 
 
-class _Compiled:
+class Compiled:
     """A kernel whose launches end before the GPU is asked: bound and compiled as real ones are."""
 
     def __init__(self, kernel: Any, asked: list[Any]) -> None:
@@ -192,7 +192,7 @@ class _Compiled:
         return launch
 
 
-class _Hopper:
+class Hopper:
     """What Triton asks a driver before it compiles."""
 
     def get_current_device(self) -> int:
@@ -215,10 +215,10 @@ def test_a_layers_launches_compile_once_for_windows_of_all_lengths(
 
     from apdcli.engine import layer_kernels as kernels
 
-    monkeypatch.setattr(driver, "_active" if hasattr(driver, "_active") else "active", _Hopper())
+    monkeypatch.setattr(driver, "_active" if hasattr(driver, "_active") else "active", Hopper())
     asked: dict[str, list[Any]] = {"turn": [], "gate": [], "norm": []}
     for name, seen in asked.items():
-        monkeypatch.setattr(kernels, name, _Compiled(getattr(kernels, name), seen))
+        monkeypatch.setattr(kernels, name, Compiled(getattr(kernels, name), seen))
     dtype = torch.bfloat16
     for length in (1, 8, 24, 112, 256):
         both = torch.zeros(8, 264, 128, dtype=dtype)
