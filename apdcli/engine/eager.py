@@ -75,7 +75,7 @@ class EagerModel:
     def _rows(self, hidden: Tensor) -> Tensor:
         """Hidden states [rows, hidden] to trimmed float32 logits [rows, vocab]."""
         logits = self.net.head(hidden)[:, : len(self.banned)].float()
-        return logits.to(self.banned.device).masked_fill(self.banned, NEVER)
+        return logits.to(self.banned.device).masked_fill_(self.banned, NEVER)
 
 
 class EagerDenoiser(EagerModel):

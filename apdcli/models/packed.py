@@ -23,8 +23,6 @@ from apdcli.models.transformer import Layer, Transformer
 _CPU_ROWS, _GPU_ROWS = 256, 384
 # Queries of a causal network that a CPU asks at a time, each piece for no more keys than it sees.
 _CAUSAL_ROWS = 128
-# How many positions the mask of these grows by.
-_MASK_ROOM = 512
 # A matrix whose rows lie a multiple of so many bytes apart fills few sets of a CPU's cache: its
 # rows get a cache line more, and a product with few positions takes 4 to 12 % less time.
 _PAGE, _LINE = 4096, 64
@@ -314,16 +312,14 @@ class Packed:
     def _up_to_own(self, at: int, length: int) -> Tensor:
         """[length, at + length]: 0 where a query from position `at` on may look, else -inf.
 
-        A view of a larger one that is kept: its last column is its last row's own.
+        Made anew for each layer: kept, it would be there beside a step's logits.
         """
-        rows = _CAUSAL_ROWS
-        kept = self._later  # another thread may replace it
-        if kept is None or kept.shape[1] < at + rows:
-            room = -(-(at + rows) // _MASK_ROOM) * _MASK_ROOM
-            kept = self.embedding.new_full((rows, room), NEVER).triu_(room - rows + 1)
-            self._later = kept
-        first = kept.shape[1] - rows - at
-        return kept[:length, first : first + at + length]
+        if self._later is None:
+            later = self.embedding.new_full((_CAUSAL_ROWS, _CAUSAL_ROWS), NEVER)
+            self._later = later.triu_(1)
+        mask = self.embedding.new_zeros(length, at + length)
+        mask[:, at:] = self._later[:length, :length]
+        return mask
 
     def flash(
         self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, is_causal: bool = False

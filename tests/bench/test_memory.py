@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from apdcli import load_pair
 from apdcli.bench import memory
 from apdcli.bench.memory import LiveBytes, Peak, generated, kv_bytes, main, on_meta
 from apdcli.bench.shapes import random_pair
@@ -81,6 +82,12 @@ def test_meta_counts_caches_and_logits(engine: str) -> None:
     longer = on_meta(TINY, engine, 1024, 64, 16, torch.bfloat16)
     assert longer.kv == 2 * peak.kv
     assert longer.steps > peak.steps
+
+
+@pytest.mark.parametrize(("answer", "m"), [(64, 32), (64, 100), (400, 32)])
+def test_the_embedded_pair_stays_under_the_bound(answer: int, m: int) -> None:
+    peak = generated(load_pair("demo", device="cpu", dtype="float32"), 1024, answer, m)
+    assert peak.share <= 1
 
 
 @pytest.mark.parametrize(("engine", "m"), [("fast", 100), ("graphs", 32)])

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from apdcli.bench.memory import LiveBytes
 from apdcli.models import packed as module
 from apdcli.models.cache import KVCache
 from apdcli.models.config import ModelConfig
@@ -96,17 +97,18 @@ def test_a_network_may_come_to_look_back_only() -> None:
 
 
 @torch.inference_mode()
-def test_causal_queries_are_asked_by_one_kept_mask() -> None:
-    """Of which each takes its part, and that grows in few steps."""
+def test_a_mask_of_causal_queries_is_gone_with_its_layer() -> None:
+    """What stays is as small after a long text as after a short one."""
     fused = packed(network(True))
     cache = KVCache(fused.net.config, 1100)
-    kept = set()
-    for start in range(0, 1000, 10):
-        fused.hidden(torch.arange(10), start, cache)
-        assert fused._later is not None
-        kept.add(fused._later.shape)
-    assert {rows for rows, _ in kept} == {module._CAUSAL_ROWS}
-    assert sorted(columns for _, columns in kept) == [512, 1024, 1536]
+    fused.hidden(torch.arange(10), 0, cache)
+    with LiveBytes() as live:
+        for start in range(10, 1000, 10):
+            hidden = fused.hidden(torch.arange(10), start, cache)
+            assert hidden.shape[0] == 10
+        del hidden
+    assert live.peak > 10 * 1000 * 4
+    assert live.now == 0
 
 
 @pytest.mark.parametrize(("inner", "apart"), [(512, 1040), (520, 1040), (1024, 2064)])
