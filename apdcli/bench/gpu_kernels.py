@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, cast
@@ -21,6 +21,7 @@ from apdcli.decode.strategies.apd import mixture, prefix
 from apdcli.decode.types import AcceptingVerifier, Pair, StepEvent
 from apdcli.engine import fused
 from apdcli.engine.pair import LoadedPair
+from apdcli.engine.session import Request
 from apdcli.engine.static import record
 from apdcli.models.config import ModelConfig
 
@@ -240,22 +241,36 @@ def whole_step(stage: Stage, pair: LoadedPair, m: int, settings: str = "") -> fl
     """
     if pair.verifier is None:
         return None
+    request = apd_request(stage, pair, m, settings)
+    timed_steps(request)  # records graphs
+    return middle_step(timed_steps(request), m)
+
+
+def apd_request(stage: Stage, pair: LoadedPair, m: int, settings: str = "") -> Request:
+    """A generation of some steps that draft `m` tokens. Args: see `whole_step`."""
     wanted = 6 if stage.small else 40
     contenders = stage.contenders([f"{APD},M={m}{settings}"], max_tokens=m + wanted * stage.accept)
     (case,) = cases_of_shapes(
         stage.shapes, pair, contenders, accept=stage.accept, prompt_tokens=PROMPT_TOKENS
     )
-    request = replace(case.requests[0], pair=replace(case.requests[0].pair, engine=pair.engine))
-    taken: list[float] = []
-    for _ in range(2):  # the first records graphs
-        taken.clear()
-        before = time.perf_counter()
-        for event in request.events():
-            now = time.perf_counter()
-            if isinstance(event, StepEvent) and event.proposed == m:
-                taken.append(now - before)
-            before = now
-    return median(taken[2:])
+    return replace(case.requests[0], pair=replace(case.requests[0].pair, engine=pair.engine))
+
+
+def timed_steps(request: Request) -> list[tuple[float, StepEvent]]:
+    """Every step of a generation, and the seconds from the one before it."""
+    made = []
+    before = time.perf_counter()
+    for event in request.events():
+        now = time.perf_counter()
+        if isinstance(event, StepEvent):
+            made.append((now - before, event))
+        before = now
+    return made
+
+
+def middle_step(steps: Sequence[tuple[float, StepEvent]], m: int) -> float:
+    """Seconds of the middle one of those that draft `m` tokens, the first two left out."""
+    return median([seconds for seconds, event in steps if event.proposed == m][2:])
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from apdcli.bench.gpu_draws import draws, sampled
 from apdcli.bench.gpu_kernels import fused_kernel, profile, steps
 from apdcli.bench.gpu_quantized import quantized
 from apdcli.bench.gpu_stage import APD, PROMPT_TOKENS, Stage, around, settle
+from apdcli.bench.gpu_verify import verify_less
 from apdcli.bench.saving import save_transformer
 from apdcli.engine.batch import run_batch
 from apdcli.engine.choice import resolve_engine
@@ -274,6 +275,7 @@ PARTS: tuple[tuple[str, Callable[[Stage], dict[str, Any]]], ...] = (
     ("speed", speed),
     ("steps", steps),
     ("sampled", sampled),
+    ("verify_less", verify_less),
     ("length", length),
     ("attention", attention),
     ("profile", profile),

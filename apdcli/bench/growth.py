@@ -1,6 +1,9 @@
-"""How a token's cost grows with the text, what M = "auto" gains, and a causal model's pace.
+"""How a token's cost grows with the text, and what APD's own choices gain.
 
-    python -m apdcli.bench.growth [growth|lookahead|causal] [--profile P] [--repeats N] ...
+    python -m apdcli.bench.growth [growth|lookahead|causal|verify_less] [--profile P] ...
+
+The choices are M = "auto" (lookahead), drafts at all (causal), and drafts verified by parts
+(verify_less).
 
 Prints one JSON object. Times are of this process's CPU on a CPU, where others may be at work, and
 of the clock elsewhere; runs that are compared take turns.
@@ -15,13 +18,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from apdcli.bench.floor import ApdStep
+from apdcli.bench.judging import JudgingVerifier, judging
 from apdcli.bench.shapes import accepting
+from apdcli.bench.stats import Interval
 from apdcli.decode.loop import decode
 from apdcli.decode.params import make_params
 from apdcli.decode.strategies import make_strategy
@@ -31,12 +36,14 @@ from apdcli.engine.device import flush_subnormals
 from apdcli.engine.eager import banned_ids
 from apdcli.engine.pair import LoadedPair, load_pair
 from apdcli.engine.sampling import make_sampler
+from apdcli.errors import ApdError
 from apdcli.models.packed import packed
 
 PROMPTS = ("Count from 1 to 9.", "Sort: 9 4 7 1", "Gia has 25 coins and gives 5 to Jon. And now?")
 # Short: the context may hold little more than the answer.
 STARTS = ("The ", "Count from ", "Sort: 9 4", "Gia has 25")
 LOOKAHEADS = (8, 16, 32, 64, 100, "auto")
+VERIFIED = (32, 100)  # lookaheads whose drafts are verified whole and by parts
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
@@ -93,6 +100,12 @@ def arithmetic(pair: LoadedPair, cursor: int, accepted: float) -> float:
     return sum(part.work.operations for part in parts)
 
 
+def endless(pair: LoadedPair) -> LoadedPair:
+    """The pair without its end tokens: its texts are as long as they may be."""
+    ended = pair.stop_ids | pair.tokenizer.special_ids
+    return replace(pair, allowed_ids=tuple(i for i in pair.allowed_ids if i not in ended))
+
+
 def growth(pair: LoadedPair, near: int, far: int, repeats: int, accept: int = 0) -> dict[str, Any]:
     """Milliseconds a token and a step at `near` generated tokens and at `far`, W = 16, M = 32.
 
@@ -105,8 +118,7 @@ def growth(pair: LoadedPair, near: int, far: int, repeats: int, accept: int = 0)
     differ in their length alone.
     """
     span = min(80, near - 10)
-    ended = pair.stop_ids | pair.tokenizer.special_ids
-    pair = replace(pair, allowed_ids=tuple(i for i in pair.allowed_ids if i not in ended))
+    pair = endless(pair)
     found: dict[int, list[tuple[float, float, float, float]]] = {near: [], far: []}
     for repeat in range(repeats + 1):
         sums: dict[int, tuple[float, ...]] = dict.fromkeys(found, (0.0,) * 5)
@@ -204,8 +216,112 @@ def causal(pair: LoadedPair, tokens: int, repeats: int) -> dict[str, Any]:
     }
 
 
+@dataclass
+class _Run:
+    """Some generations: their steps, and what they took.
+
+    Attributes:
+        texts: what each step of them wrote and what it threw away.
+        seconds, tokens, steps, forwards, positions: sums; the last two are the verifier's.
+    """
+
+    texts: list[Any]
+    seconds: float = 0.0
+    tokens: int = 0
+    steps: int = 0
+    forwards: int = 0
+    positions: int = 0
+
+    def add(self, steps: Sequence[StepEvent], positions: int) -> None:
+        """Add a generation, for which the verifier ran so many positions."""
+        self.texts.append([(step.committed, step.rejected) for step in steps])
+        self.seconds += steps[-1].elapsed_s
+        self.tokens += sum(step.accepted for step in steps)
+        self.steps += len(steps)
+        self.forwards += steps[-1].verifier_forwards
+        self.positions += positions
+
+    def figures(self, seconds: float) -> dict[str, float]:
+        """What is told of it, with the middle of many runs' seconds in place of its own."""
+        return {
+            "tokens_a_second": self.tokens / seconds,
+            "ms_a_step": 1e3 * seconds / self.steps,
+            "verifier_positions": self.positions,
+            "verifier_forwards": self.forwards,
+        }
+
+
+def verify_less(pair: LoadedPair, tokens: int, repeats: int, accept: int = 0) -> dict[str, Any]:
+    """Drafts verified by parts against drafts verified whole, at R = .5 and W = 16.
+
+    Over answers, which may take a step or two, and over texts without an end. With `accept` every
+    step is made to take that many tokens: this many are then nearly always in the first part.
+    `equal` says whether every step wrote and threw away the same tokens both ways.
+    """
+    if pair.verifier is None:
+        raise SystemExit("apd: verify_less needs a profile with a verifier")
+    answers = [(pair, pair.prompt_ids(prompt)) for prompt in PROMPTS]
+    free = endless(pair)
+    texts = {"answers": answers, "endless": [(free, free.prompt_ids(s, raw=True)) for s in STARTS]}
+    rows = [
+        {"texts": name, **both_ways(asked, tokens, m, repeats, accept)}
+        for name, asked in texts.items()
+        for m in VERIFIED
+    ]
+    equal = all(row.pop("equal") for row in rows)
+    sizes = {"tokens": tokens, "repeats": repeats, "accept": accept or None}
+    return {**sizes, "settings": rows, "equal": equal}
+
+
+def both_ways(
+    asked: Sequence[tuple[LoadedPair, Sequence[int]]],
+    tokens: int,
+    m: int,
+    repeats: int,
+    accept: int,
+) -> dict[str, Any]:
+    """Texts by drafts of `m` tokens, verified whole and by parts in turn.
+
+    Which way is first changes from repeat to repeat. The ratio is of seconds, whole over parts: the
+    median over the repeats, an interval around it, and how sure that is.
+
+    Args:
+        asked: pairs and the ids that they go on from.
+        tokens: of a text, at most.
+        accept: see `verify_less`.
+    """
+    runs: dict[str, list[_Run]] = {"whole": [], "parts": []}
+    setting = {"mixture_weight": 0.5, "recompute_window": 16, "max_lookahead": m}
+    equal = True
+    for repeat in range(repeats + 1):
+        both = {way: _Run([]) for way in (runs if repeat % 2 else reversed(runs))}
+        for pair, ids in asked:
+            for way, run in both.items():
+                models = judging(way == "parts")(pair.models(len(ids) + tokens))
+                judge = models.verifier
+                assert isinstance(judge, JudgingVerifier)
+                if accept:
+                    models = accepting(accept)(models)
+                run.add(timed(pair, models, ids, "apd", tokens, **setting), judge.positions)
+        equal = equal and both["whole"].texts == both["parts"].texts
+        if repeat:  # the first warms
+            for way, run in both.items():
+                runs[way].append(run)
+    seconds = {way: [run.seconds for run in kept] for way, kept in runs.items()}
+    ratios = [a / b for a, b in zip(seconds["whole"], seconds["parts"], strict=True)]
+    one = runs["whole"][0]
+    return {
+        "lookahead": m,
+        "steps": one.steps,
+        "tokens_a_step": one.tokens / one.steps,
+        **{way: kept[0].figures(statistics.median(seconds[way])) for way, kept in runs.items()},
+        "ratio": asdict(Interval.of(ratios)),
+        "equal": equal,
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is asked for."""
+    """Measure what is asked for; status 0, or 1 if two ways that must agree did not."""
     parser = argparse.ArgumentParser(prog="python -m apdcli.bench.growth")
     parser.add_argument("what", nargs="?", default="growth")
     parser.add_argument("--profile", default="demo")
@@ -214,15 +330,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--near", type=int, default=100)
     parser.add_argument("--far", type=int, default=1000)
-    parser.add_argument("--accept", type=int, default=0, help="tokens of each step of growth")
-    parser.add_argument("--tokens", type=int, default=96, help="of lookahead and causal")
+    parser.add_argument("--accept", type=int, default=0, help="a step, growth and verify_less")
+    parser.add_argument("--tokens", type=int, default=96, help="of an answer, all but growth")
     given = parser.parse_args(arguments)
-    pair = load_pair(given.profile, device=given.device, engine=given.engine)
+    for name, least in (("repeats", 1), ("tokens", 1), ("accept", 0)):
+        if getattr(given, name) < least:
+            parser.error(f"--{name} {getattr(given, name)}: it must be at least {least}")
+    try:
+        pair = load_pair(given.profile, device=given.device, engine=given.engine)
+    except ApdError as error:
+        parser.exit(error.exit_status, f"apd: {error}\n")
     flush_subnormals(pair.device)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "growth": lambda: growth(pair, given.near, given.far, given.repeats, given.accept),
         "lookahead": lambda: lookahead(pair, given.tokens, given.repeats),
         "causal": lambda: causal(pair, given.tokens, given.repeats),
+        "verify_less": lambda: verify_less(pair, given.tokens, given.repeats, given.accept),
     }
     if given.what not in measures:
         parser.error(f"{given.what} is not one of {', '.join(measures)}")
@@ -230,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = {"what": given.what, "engine": pair.engine, "device": str(pair.device)}
     about |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     sys.stdout.write(json.dumps({**about, **found}) + "\n")
-    return 0
+    return 0 if found.get("equal", True) else 1
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from apdcli.bench import (
     gpu_kernels,
     gpu_parts,
     gpu_quantized,
+    gpu_verify,
 )
 from apdcli.bench.correctness import check_correctness, check_engines
 from apdcli.bench.gpu_stage import Stage
@@ -47,7 +48,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     monkeypatch.setattr(correctness, "SETTINGS", correctness.SETTINGS[::2])
     monkeypatch.setattr(correctness, "MAX_TOKENS", 16)
     monkeypatch.setattr(correctness, "RANDOM", ("tiny",))
-    for module in (gpu_attention, gpu_compiled, gpu_draws, gpu_kernels, gpu_quantized):
+    for module in (gpu_attention, gpu_compiled, gpu_draws, gpu_kernels, gpu_quantized, gpu_verify):
         monkeypatch.setattr(module, "LOOKAHEADS", (32, 8))
     monkeypatch.setattr(gpu_draws, "KINDS", gpu_draws.KINDS[:1])
     monkeypatch.setenv("APD_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
@@ -103,6 +104,7 @@ def test_every_part_runs_and_is_written_down(
         assert s["floor_denoise_s"] > s["floor_verify_and_accept_s"] > 0
     assert [s["name"] for s in parts["sampled"]["steps"]] == list(gpu_draws.GENERATIONS)
     assert all(s["step_s"] > 0 for s in parts["sampled"]["steps"])
+    assert [s["lookahead"] for s in parts["verify_less"]["steps"]] == [32, 8]
     (at,) = parts["attention"]["attention"]
     assert set(at["kernels"]) == {name.lower() for name in gpu_attention.KERNELS}
     assert set(at["kernels"]["math"]) == {"masked_s", "new_length_s", "new_keys_s", "again_s"}

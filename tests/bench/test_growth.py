@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from apdcli.bench import growth as module
 from apdcli.bench.growth import arithmetic, around, main, until
+from apdcli.decode.strategies.apd import Apd
 from apdcli.decode.types import StepEvent
 from apdcli.engine.pair import load_pair
 
@@ -54,3 +56,60 @@ def test_growth_with_so_many_tokens_a_step(capsys: pytest.CaptureFixture[str]) -
     assert found["accept"] == 3
     # the last step of a stretch may find less room
     assert found["tokens_a_step"] == pytest.approx({"40": 3, "80": 3}, abs=0.2)
+
+
+def verified(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, Any]]:
+    """Drafts verified whole and by parts."""
+    sizes = ["--tokens", "24", "--repeats", "1", *more]
+    status = main(["verify_less", "--device", "cpu", *sizes])
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return status, found
+
+
+@pytest.mark.parametrize("accept", [0, 3])
+def test_drafts_verified_whole_and_by_parts(
+    capsys: pytest.CaptureFixture[str], accept: int
+) -> None:
+    status, found = verified(capsys, "--accept", str(accept))
+    assert (status, found["equal"], found["accept"]) == (0, True, accept or None)
+    rows = found["settings"]
+    assert [(row["texts"], row["lookahead"]) for row in rows] == [
+        (texts, m) for texts in ("answers", "endless") for m in (32, 100)
+    ]
+    for row in rows:
+        whole, parts, ratio = row["whole"], row["parts"], row["ratio"]
+        assert all(value > 0 for way in (whole, parts) for value in way.values())
+        assert parts["verifier_positions"] <= whole["verifier_positions"]
+        assert parts["verifier_forwards"] >= whole["verifier_forwards"]
+        assert ratio["low"] <= ratio["median"] <= ratio["high"]
+    for row in rows[2:]:  # of many steps
+        assert row["parts"]["verifier_positions"] < 0.9 * row["whole"]["verifier_positions"]
+        if accept:  # the first part is always enough
+            assert row["tokens_a_step"] == pytest.approx(accept, abs=0.2)
+            assert row["parts"]["verifier_forwards"] == row["whole"]["verifier_forwards"]
+
+
+def test_parts_that_accept_otherwise_are_found(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "VERIFIED", (32,))
+    monkeypatch.setattr(Apd, "_by_parts", lambda *given: 1)
+    status, found = verified(capsys)
+    assert (status, found["equal"]) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("more", "said", "status"),
+    [
+        (["--repeats", "0"], "--repeats 0: it must be at least 1", 2),
+        (["--accept", "-1"], "--accept -1: it must be at least 0", 2),
+        (["--profile", "no-such"], "apd: no profile is called 'no-such'", 1),
+    ],
+)
+def test_bad_input(
+    more: list[str], said: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["verify_less", *more])
+    assert left.value.code == status
+    assert said in capsys.readouterr().err.splitlines()[-1]
