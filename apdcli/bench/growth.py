@@ -282,8 +282,9 @@ def both_ways(
 ) -> dict[str, Any]:
     """Texts by drafts of `m` tokens, verified whole and by parts in turn.
 
-    Which way is first changes from repeat to repeat. The ratio is of seconds, whole over parts: the
-    median over the repeats, an interval around it, and how sure that is.
+    Each repeat goes through them twice, with either way first: the second finds caches warm. The
+    ratio is of seconds, whole over parts: the median over the repeats, an interval around it, and
+    how sure that is.
 
     Args:
         asked: pairs and the ids that they go on from.
@@ -293,22 +294,27 @@ def both_ways(
     runs: dict[str, list[_Run]] = {"whole": [], "parts": []}
     setting = {"mixture_weight": 0.5, "recompute_window": 16, "max_lookahead": m}
     equal = True
+    ratios = []
     for repeat in range(repeats + 1):
-        both = {way: _Run([]) for way in (runs if repeat % 2 else reversed(runs))}
-        for pair, ids in asked:
+        took = dict.fromkeys(runs, 0.0)
+        for order in (list(runs), list(runs)[::-1]):
+            both = {way: _Run([]) for way in order}
+            for pair, ids in asked:
+                for way, run in both.items():
+                    models = judging(way == "parts")(pair.models(len(ids) + tokens))
+                    judge = models.verifier
+                    assert isinstance(judge, JudgingVerifier)
+                    if accept:
+                        models = accepting(accept)(models)
+                    run.add(timed(pair, models, ids, "apd", tokens, **setting), judge.positions)
+            equal = equal and both["whole"].texts == both["parts"].texts
             for way, run in both.items():
-                models = judging(way == "parts")(pair.models(len(ids) + tokens))
-                judge = models.verifier
-                assert isinstance(judge, JudgingVerifier)
-                if accept:
-                    models = accepting(accept)(models)
-                run.add(timed(pair, models, ids, "apd", tokens, **setting), judge.positions)
-        equal = equal and both["whole"].texts == both["parts"].texts
-        if repeat:  # the first warms
-            for way, run in both.items():
-                runs[way].append(run)
+                took[way] += run.seconds
+                if repeat:  # the first warms
+                    runs[way].append(run)
+        if repeat:
+            ratios.append(took["whole"] / took["parts"])
     seconds = {way: [run.seconds for run in kept] for way, kept in runs.items()}
-    ratios = [a / b for a, b in zip(seconds["whole"], seconds["parts"], strict=True)]
     one = runs["whole"][0]
     return {
         "lookahead": m,
