@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from apdcli.bench.floor import Rates
+from apdcli.load.room import room_for
 
 MIB = 2**20
 MOST_BYTES = 1024 * MIB
@@ -54,15 +55,21 @@ def measure_rates(
         weights: bytes of weights that one step reads; at most 1 GiB of it are allocated.
         matrix: n of the product; by default 8192 on a GPU and 2048 on a CPU.
         seconds: for each of: sum, dot, copy, product.
+
+    Raises:
+        DeviceError: the device has no room for it.
     """
     size = min(max(weights, _LEAST_BYTES), MOST_BYTES)
-    with torch.inference_mode():
+    n = matrix or (2048 if device.type == "cpu" else 8192)
+    # One after the other: the block, and the product's three matrices, drawn in float32.
+    needed = max(size, n * n * max(3 * dtype.itemsize, 2 * dtype.itemsize + 4))
+    uses = ["--rates BYTES,OPERATIONS in place of measuring", "another --device"]
+    with torch.inference_mode(), room_for(device, "measuring its rates", needed, uses):
         by = {
             name: size / _best(work, device, seconds)
             for name, work in _streams(size, device).items()
         }
         fastest = max(by, key=by.__getitem__)
-        n = matrix or (2048 if device.type == "cpu" else 8192)
         operations = 2 * n**3 / _best(_product(n, device, dtype), device, seconds)
     return MeasuredRates(
         bandwidth=by[fastest],

@@ -23,6 +23,7 @@ from apdcli.engine.device import free_bytes
 from apdcli.engine.pair import LoadedPair, load_tokenizer
 from apdcli.errors import DeviceError, ModelError
 from apdcli.load.quantize import empty_layers
+from apdcli.load.room import either, lighter, room_for
 from apdcli.models.config import ModelConfig
 from apdcli.models.formats import planned_bytes, unfit
 from apdcli.models.quantized import QuantizedLinear
@@ -76,11 +77,20 @@ def check_memory(
     free = free_bytes(device)
     if free is not None and needed > free:
         shown = str(dtype).removeprefix("torch.")
-        hint = "--dtype bfloat16 or " if dtype == torch.float32 else ""
+        uses = _smaller(shapes, dtype, *quantize)
         raise DeviceError(
             f"{shapes.name} in {shown} needs {needed / 1e9:.1f} GB on {device} and "
-            f"{free / 1e9:.1f} GB is free; try {hint}another --device"
+            f"{free / 1e9:.1f} GB is free; try {either(uses)}"
         )
+
+
+def _smaller(shapes: Shapes, dtype: torch.dtype, *quantize: Kept) -> list[str]:
+    """What makes the weights of these sizes smaller, of pairs that are kept so."""
+    configs = [config for config in (shapes.denoiser, shapes.verifier) if config is not None]
+    kept = {name for pair in quantize for name in pair[: len(configs)]}
+    # Where formats are mixed, settings have been chosen one by one.
+    uses = lighter(configs, dtype, kept.pop() if len(kept) == 1 else "int4")
+    return [*uses, "smaller --shapes", "another --device"]
 
 
 def random_pair(
@@ -93,11 +103,16 @@ def random_pair(
     """A pair of these sizes with random weights; no text can be read from it.
 
     No stop id ends its answers, and its tokenizer is the embedded pair's: it only stands there.
+
+    Raises:
+        DeviceError: the device has no room for them.
+        ModelError: a matrix does not fit the format.
     """
-    denoiser = random_transformer(shapes.denoiser, device, dtype, 1, quantize[0])
-    verifier = None
-    if shapes.verifier is not None:
-        verifier = random_transformer(shapes.verifier, device, dtype, 2, quantize[1])
+    what = f"the random weights of {shapes.name}"
+    configs = [config for config in (shapes.denoiser, shapes.verifier) if config is not None]
+    sizes = map(planned_bytes, configs, quantize, [dtype.itemsize] * 2)
+    with room_for(device, what, sum(sizes), _smaller(shapes, dtype, quantize)):
+        denoiser, verifier = _random_nets(shapes, device, dtype, quantize)
     nets = [net for net in (denoiser, verifier) if net is not None]
     width = min(net.config.vocab_size for net in nets)
     return LoadedPair(
@@ -109,6 +124,15 @@ def random_pair(
         stop_ids=frozenset(),
         engine=resolve_engine(engine, nets),
     )
+
+
+def _random_nets(
+    shapes: Shapes, device: torch.device, dtype: torch.dtype, quantize: Kept
+) -> tuple[Transformer, Transformer | None]:
+    denoiser = random_transformer(shapes.denoiser, device, dtype, 1, quantize[0])
+    if shapes.verifier is None:
+        return denoiser, None
+    return denoiser, random_transformer(shapes.verifier, device, dtype, 2, quantize[1])
 
 
 def random_transformer(

@@ -120,10 +120,20 @@ def outcome(error: BaseException, *, interrupted: bool = False) -> tuple[int, st
     if isinstance(error, OSError):
         where = error.filename or "standard output"
         return FAILED, f"{where}: {reason(error)}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return FAILED, "out of memory; try a smaller -n or -M, another --dtype, or --device cpu"
+    if _is_full(error):
+        lower = "a smaller model, -n or -M, --quantize int8, --dtype bfloat16 or --device cpu"
+        return FAILED, f"out of memory; try {lower}"
     text = " ".join(str(error).split())[:200]
     return FAILED, f"{type(error).__name__}: {text} ({_BUG})"
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether memory was full where no better line could be made of it."""
+    if isinstance(error, RuntimeError) and "torch" in sys.modules:
+        from apdcli.load.room import is_full
+
+        return is_full(error)
+    return isinstance(error, MemoryError)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,20 @@ is believed (`engine.graphs`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apdcli.decode.types import Pair
 from apdcli.engine.eager import EagerDenoiser, EagerVerifier
 from apdcli.engine.fast import FastDenoiser, FastVerifier
 from apdcli.engine.graphs import GraphDenoiser, GraphVerifier
 from apdcli.errors import DeviceError
+from apdcli.load.room import lighter, room_for
+from apdcli.models.quantized import quantization_of
 from apdcli.models.quantized_packed import pack
-from apdcli.models.transformer import Transformer
+from apdcli.models.transformer import Layer, Transformer
 
 _MODELS = {
     "eager": (EagerDenoiser, EagerVerifier),
@@ -35,7 +38,7 @@ def resolve_engine(name: str, nets: Iterable[Transformer]) -> str:
         nets: loaded networks; unless the engine is eager their weights are packed.
 
     Raises:
-        DeviceError: the engine cannot run there; says what can.
+        DeviceError: the engine cannot run there; says what can. Or there is no room to pack them.
     """
     nets = list(nets)
     weights = [net.model.embed_tokens.weight for net in nets]
@@ -52,9 +55,56 @@ def resolve_engine(name: str, nets: Iterable[Transformer]) -> str:
                 f"engine 'fast' on the cpu needs float32, not {dtype}; use eager or auto"
             )
     if name != "eager":
-        for net in nets:
-            pack(net)
+        _pack([net for net in nets if net.packed is None])
     return name
+
+
+def packing_bytes(net: Transformer) -> int:
+    """Memory that packing a network takes at most, beside the weights that are there.
+
+    A joined matrix takes the place of those that it was made of, one after another. Weights that
+    are mapped from a file took none: their copies add up.
+    """
+    if quantization_of(net) != "none":
+        return 0
+    on_cpu = net.model.embed_tokens.weight.device.type == "cpu"
+    groups: list[list[nn.Linear]] = []
+    for layer in cast(Iterable[Layer], net.model.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        groups.append([attention.q_proj, attention.k_proj, attention.v_proj])
+        groups.append([mlp.gate_proj, mlp.up_proj])
+        if on_cpu:  # in another order there
+            groups += [[attention.o_proj], [mlp.down_proj]]
+    if on_cpu and not net.config.tied:
+        groups.append([net.lm_head])
+    added, passing = 0, 0
+    for group in groups:
+        size = sum(linear.weight.nbytes for linear in group)
+        if group[0].weight.untyped_storage().resizable():
+            passing = max(passing, size)
+        else:  # not from torch's allocator: mapped
+            added += size
+    return added + passing
+
+
+def _pack(nets: list[Transformer]) -> None:
+    """Pack networks, all or none.
+
+    Raises:
+        DeviceError: no room for it.
+    """
+    try:
+        for net in nets:
+            weight = net.model.embed_tokens.weight
+            uses = ["--engine eager", *lighter([net.config], weight.dtype, quantization_of(net))]
+            uses.append("another model" if weight.device.type == "cpu" else "another --device")
+            what = f"packing the weights of the {net.config.family} model"
+            with room_for(weight.device, what, packing_bytes(net), uses):
+                pack(net)
+    except DeviceError:
+        for net in nets:  # a network and its packed form hold each other
+            net.packed = None
+        raise
 
 
 def _best(weight: Tensor) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import reprlib
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from apdcli.decode.types import Pair
 from apdcli.engine.choice import make_models, resolve_engine
 from apdcli.engine.device import check_dtype, is_full, no_room, resolve_device
 from apdcli.engine.eager import EagerDenoiser, banned_ids
-from apdcli.errors import ModelError, ParameterError, PromptError, UsageError
+from apdcli.errors import DeviceError, ModelError, ParameterError, PromptError, UsageError
 from apdcli.load import tokenizer as tokenizers
 from apdcli.load.chat_template import Message, as_messages
 from apdcli.load.hub import resolve_model
@@ -202,7 +203,12 @@ def load_models(profile: Profile, settings: Settings) -> LoadedPair:
     denoiser = _load("denoiser", denoiser_folder, settings)
     verifier = None if verifier_folder is None else _load("verifier", verifier_folder, settings)
     nets = [net for net in (denoiser, verifier) if net is not None]
-    engine = resolve_engine(settings["engine"].value, nets)
+    try:
+        engine = resolve_engine(settings["engine"].value, nets)
+    except DeviceError as error:  # its handler may need the room, and it holds the frames
+        traceback.clear_frames(error.__traceback__)
+        del denoiser, verifier, nets
+        raise
     width = min(net.config.vocab_size for net in nets)
     return LoadedPair(
         profile=profile,

@@ -193,7 +193,7 @@ def test_too_little_memory_is_said_before_anything_is_taken(
     monkeypatch.setattr(module, "free_bytes", lambda device: needed - 1)
     with pytest.raises(DeviceError, match=r"dream-7b in bfloat16 needs 16\.\d GB on cpu and 16\."):
         check_memory(dream, CPU, torch.bfloat16, 384, 100)
-    with pytest.raises(DeviceError, match="try --dtype bfloat16"):
+    with pytest.raises(DeviceError, match="try --quantize int8, --dtype bfloat16, "):
         load_shapes(dream, [on_tiny("apd", dtype="float32")], prompt_tokens=9)
 
 

@@ -430,6 +430,7 @@ def test_closed_streams(profile: Path) -> None:
         (OSError(13, "Permission denied", "x.txt"), 1, "x.txt: permission denied"),
         (OSError(20, "Not a directory", "x.txt"), 1, "x.txt: not a folder"),
         (MemoryError(), 1, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory; try a "),
         (ZeroDivisionError("a\nb"), 1, "ZeroDivisionError: a b (this should not happen"),
     ],
 )
