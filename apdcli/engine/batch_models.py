@@ -15,12 +15,12 @@ from torch import Tensor
 from apdcli.decode.noise import KeyedNoise
 from apdcli.decode.types import Pair
 from apdcli.engine import fused
-from apdcli.engine.device import attention_kernels
+from apdcli.engine.batch_forward import hidden_of
 from apdcli.engine.eager import banned_ids, verifies_less
 from apdcli.engine.fast import forbid
 from apdcli.engine.pair import LoadedPair
 from apdcli.models.packed import packed
-from apdcli.models.rows import RowCache, Span, hidden_rows
+from apdcli.models.rows import RowCache, Span
 from apdcli.models.transformer import Transformer
 
 
@@ -48,8 +48,7 @@ class BatchModel:
     def forward(self, asks: Sequence[Ask]) -> list[Tensor]:
         """One forward for all asks, and what each wants of it: see :class:`Ask`."""
         net = packed(self.net)
-        with attention_kernels(net.embedding.device):
-            hidden = hidden_rows(net, self.cache, [ask.span for ask in asks])
+        hidden = hidden_of(net, self.cache, [ask.span for ask in asks])
         width = max(ask.ids.width for ask in asks)
         raw = torch.mm(hidden, net.head[:, :width])
         sizes = [len(ask.span.wanted) for ask in asks]

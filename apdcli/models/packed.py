@@ -74,6 +74,8 @@ class Packed:
         self.embedding = weight
         self.spare_buffers: list[Any] = []  # of `engine.graphs`, between two generations
         self.graphs_failed = False
+        self.rows_failed = False  # of `engine.batch_forward`, as what follows
+        self.rows_checked: set[int] = set()
         self.eps = config.rms_norm_eps
         self._share = 1 / config.hidden_size
         self._eps = torch.tensor(self.eps, device=weight.device)  # for one fused call, see `rms`

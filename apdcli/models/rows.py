@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apdcli.models.cache import KVCache
 from apdcli.models.config import ModelConfig
 from apdcli.models.packed import NEVER, Packed
 
@@ -66,6 +67,33 @@ class RowCache:
     def crop(self, row: int, length: int) -> None:
         """Keep positions [0, length) of a row. Longer than now: no effect."""
         self.lengths[row] = min(self.lengths[row], max(length, 0))
+
+
+class RowSlot(KVCache):
+    """A row's slot as a cache of its own: what is written here is written there."""
+
+    def __init__(self, cache: RowCache, row: int) -> None:
+        self.capacity = cache.capacity
+        self._cache, self._row = cache, slice(row, row + 1)
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        """Positions that are valid."""
+        return self._cache.lengths[self._row.start]
+
+    @length.setter
+    def length(self, length: int) -> None:
+        self._cache.lengths[self._row.start] = length
+
+    @property
+    def keys(self) -> Tensor:
+        """[layers, 1, kv_heads, capacity and a few more, head_dim]."""
+        return self._cache.keys[:, self._row]
+
+    @property
+    def values(self) -> Tensor:
+        """As `keys`."""
+        return self._cache.values[:, self._row]
 
 
 @dataclass(frozen=True)
@@ -199,7 +227,7 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _padded_length(length: int) -> int:
+def padded_length(length: int) -> int:
     """To what a span of that length is padded."""
     return next((n for n in LENGTHS if n >= length), _up(length, LENGTHS[-1]))
 
@@ -213,7 +241,7 @@ def padded_bytes(config: ModelConfig, length: int, keys: int, size: int) -> int:
         keys: how many the longest text has.
         size: bytes of a number.
     """
-    queries = _padded_length(length)
+    queries = padded_length(length)
     groups = config.num_heads // config.num_kv_heads
     total = 2 * queries * config.num_heads * config.head_dim * size
     if config.causal:  # else one line of the mask serves all queries of a row
@@ -272,7 +300,7 @@ class _Padded:
         self.cache = cache
         self.kv_heads = net.kv_heads
         self.rows = len(places.end)
-        self.longest = _padded_length(max(len(span.tokens) for span in spans))
+        self.longest = padded_length(max(len(span.tokens) for span in spans))
         seen = max(_visible(cache, span) for span in spans)
         self.keys = min(_up(seen, KEYS), cache.keys.shape[3])
         self.row, self.place, self.position = places.row, places.place, places.position
