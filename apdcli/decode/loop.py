@@ -46,6 +46,7 @@ class _CountedDenoiser:
         self.mask_id = inner.mask_id
         self.lookback = inner.lookback
         self.crop = inner.crop
+        self.asynchronous: bool = getattr(inner, "asynchronous", False)
 
     @property
     def length(self) -> int:
@@ -123,6 +124,7 @@ def decode(
     *,
     stop_ids: frozenset[int] = frozenset(),
     interrupted: Callable[[], bool] = lambda: False,
+    ahead: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[StepEvent | Finished]:
     """Fill the canvas, yielding one event a step and then Finished.
@@ -131,20 +133,28 @@ def decode(
     after it is dropped; a strategy with early_stop off goes on to the end), when the canvas is
     full, or when `interrupted` says so between two steps.
 
+    Where the denoiser is asynchronous, the next step's forward is asked for before a step's event
+    is given away: the device works while the host shows it. Not after the first step, whose text
+    is not to wait for anything, and not where the strategy cannot know.
+
     Args:
         canvas: mutated in place.
         strategy: a fresh one, see :func:`apdcli.decode.strategies.make_strategy`.
         pair: the models, their caches valid for a prefix of the canvas.
         stop_ids: token ids that end the text.
         interrupted: asked before each step.
+        ahead: False where a reader that leaves must find the caches as the last event left them.
         clock: seconds, monotonic.
     """
     began = clock()
     counts = Counts()
+    denoiser = _CountedDenoiser(pair.denoiser, counts)
     counted = Pair(
-        denoiser=_CountedDenoiser(pair.denoiser, counts),
+        denoiser=denoiser,
         verifier=None if pair.verifier is None else _counted(pair.verifier, counts),
     )
+    foresees = ahead and denoiser.asynchronous
+    foresight = getattr(strategy, "ahead", None) if foresees else None
     stops: set[int] = set()
     inference = torch.inference_mode()
     steps = 0
@@ -164,7 +174,13 @@ def decode(
             reason = "stop"
         elif canvas.cursor == canvas.end:
             reason = "stop" if stops else "length"
-        yield _event(commit, canvas, counts, steps, clock() - began)
+        event = _event(commit, canvas, counts, steps, clock() - began)
+        failure = None
+        if foresight is not None and reason is None and steps > 1:
+            failure = _failure(foresight, canvas, counted)
+        yield event
+        if failure is not None:  # a full device, say: the tokens that there are came first
+            raise failure
     yield Finished(
         reason=reason,
         steps=steps,
@@ -173,6 +189,18 @@ def decode(
         tokens_forwarded=counts.tokens_forwarded,
         elapsed_s=clock() - began,
     )
+
+
+def _failure(
+    foresight: Callable[[Canvas, Pair], None], canvas: Canvas, pair: Pair
+) -> RuntimeError | None:
+    """Look ahead; what went wrong in it."""
+    try:
+        with torch.inference_mode(), own_precision():
+            foresight(canvas, pair)
+    except RuntimeError as error:
+        return error
+    return None
 
 
 def _event(

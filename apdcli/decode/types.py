@@ -198,6 +198,17 @@ class Denoiser(Protocol):
         ...
 
 
+class AsynchronousDenoiser(Denoiser, Protocol):
+    """A denoiser whose logits may be asked for long before they are looked at.
+
+    Attributes:
+        asynchronous: whether `logits` returns while the device still computes. What the host does
+            meanwhile then costs no time.
+    """
+
+    asynchronous: bool
+
+
 class Verifier(Protocol):
     """A causal language model with its own KV cache.
 
@@ -285,3 +296,14 @@ class Strategy(Protocol):
         ...
 
     def step(self, canvas: Canvas, pair: Pair) -> Commit: ...
+
+
+class ForesightedStrategy(Strategy, Protocol):
+    """A strategy that knows its next forward as soon as the last commit is written."""
+
+    def ahead(self, canvas: Canvas, pair: Pair) -> None:
+        """Ask the denoiser for what the next step will need; its `step` then asks no more.
+
+        Called at most once between two steps, with the canvas that the next one sees.
+        """
+        ...

@@ -159,7 +159,12 @@ class TurnRequest(Request):
         if slides := isinstance(window, SlidingWindow):
             strategy.window = _ResumedWindow(window, new)  # type: ignore[attr-defined]
         events = decode(
-            canvas, strategy, models, stop_ids=self.shared.stop_ids, interrupted=interrupted
+            canvas,
+            strategy,
+            models,
+            stop_ids=self.shared.stop_ids,
+            interrupted=interrupted,
+            ahead=not self.stop,  # the caches are kept as they are when a stop string is met
         )
         events = with_room(events, device, f"{canvas.end} positions", self.pair.dtype)
         began = canvas.cursor  # where the last finished step began: behind it all were masks

@@ -196,7 +196,12 @@ class GraphModel(FastModel):
 
 
 class GraphDenoiser(GraphModel, FastDenoiser):
-    """A diffusion model behind :class:`apdcli.decode.types.Denoiser`."""
+    """A diffusion model behind :class:`apdcli.decode.types.AsynchronousDenoiser`."""
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether a forward is one launch, for which nobody waits."""
+        return self._head.device.type == "cuda" and not self.broken
 
     def logits(self, tokens: Tensor, start: int, first: int, *, keep_after: bool = False) -> Tensor:
         """See the protocol. The answer stands in a buffer: the next forward overwrites it."""

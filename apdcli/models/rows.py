@@ -77,7 +77,7 @@ class RowSlot(KVCache):
         self._cache, self._row = cache, slice(row, row + 1)
 
     @property
-    def length(self) -> int:  # type: ignore[override]
+    def length(self) -> int:
         """Positions that are valid."""
         return self._cache.lengths[self._row.start]
 

@@ -179,9 +179,18 @@ def made(nets: Nets, engine: str, prompt: list[int], strategy: str = "apd", **va
         ("threshold", {"cache": "dual", "block_length": 8}),
     ],
 )
+@pytest.mark.parametrize("ahead", [True, False])
 def test_recorded_kernels_give_the_eager_events(
-    own: Nets, nets: Nets, prompts: list[list[int]], strategy: str, values: dict[str, Any]
+    own: Nets,
+    nets: Nets,
+    prompts: list[list[int]],
+    strategy: str,
+    values: dict[str, Any],
+    ahead: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also where a step's denoiser runs while the last one's event is looked at."""
+    monkeypatch.setattr(GraphDenoiser, "asynchronous", ahead)
     for prompt in prompts[:2]:  # the second finds the graphs of the first
         mine = made(own, "graphs", prompt, strategy, **values)
         assert not own.denoiser.packed.graphs_failed  # type: ignore[union-attr]

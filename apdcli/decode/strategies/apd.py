@@ -11,7 +11,7 @@ from torch import Tensor
 from apdcli.decode.noise import KeyedNoise, Noise
 from apdcli.decode.params import ApdParams, DecodeParams
 from apdcli.decode.sampling import Sampler
-from apdcli.decode.strategies.window import SlidingWindow
+from apdcli.decode.strategies.window import Sliding, SlidingWindow
 from apdcli.decode.types import Canvas, Commit, Pair, Verifier
 
 # A draft that is verified by parts: how far the first goes beyond what was accepted lately, how
@@ -21,7 +21,7 @@ from apdcli.decode.types import Canvas, Commit, Pair, Verifier
 PART_MARGIN, PART_GROWTH, PART_SAVES = 6, 4, 8
 
 
-class Apd:
+class Apd(Sliding):
     """Draft with the denoiser, accept the prefix on which the mixture with the verifier agrees."""
 
     early_stop = True
@@ -30,14 +30,13 @@ class Apd:
         self, shared: DecodeParams, own: ApdParams, sampler: Sampler | None = None
     ) -> None:
         self.R = own.mixture_weight
-        self.window = SlidingWindow(own.recompute_window, own.max_lookahead)
+        super().__init__(SlidingWindow(own.recompute_window, own.max_lookahead))
         self.sampler = sampler or Sampler(shared)
 
     def step(self, canvas: Canvas, pair: Pair) -> Commit:
         """One step at the cursor i: window, denoise, draft, verify, mix, accept."""
         i = canvas.cursor
-        left, right = self.window.bounds(canvas)
-        d = pair.denoiser.logits(canvas.tokens[:right], left, i)  # [m, vocab], m = right - i
+        d = self.marginals(canvas, pair)  # [m, vocab]
         g = self.sampler.noise(d)
         draft = self.sampler.draw(d, g)
 
@@ -49,7 +48,7 @@ class Apd:
             positions=tuple(range(i, i + a)),
             ids=tuple(ids[:a]),
             proposed=len(ids),
-            rejected=tuple(zip(range(i + a, right), ids[a:], strict=True)),
+            rejected=tuple(enumerate(ids[a:], start=i + a)),
         )
 
     def _accepted(

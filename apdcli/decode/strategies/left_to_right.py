@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from apdcli.decode.params import DecodeParams, LeftToRightParams
 from apdcli.decode.sampling import Sampler
-from apdcli.decode.strategies.window import AUTO_LEAST, SlidingWindow
+from apdcli.decode.strategies.window import AUTO_LEAST, Sliding, SlidingWindow
 from apdcli.decode.types import Canvas, Commit, Pair
 
 
-class LeftToRight:
+class LeftToRight(Sliding):
     """Take the denoiser's first K tokens, whatever they depend on."""
 
     early_stop = True
@@ -22,15 +22,15 @@ class LeftToRight:
             if isinstance(own.max_lookahead, int)
             else own.max_lookahead
         )
-        self.window = SlidingWindow(own.recompute_window, lookahead, least=max(AUTO_LEAST, own.k))
+        least = max(AUTO_LEAST, own.k)
+        super().__init__(SlidingWindow(own.recompute_window, lookahead, least))
         self.sampler = sampler or Sampler(shared)
 
     def step(self, canvas: Canvas, pair: Pair) -> Commit:
         """Denoise the window at the cursor i and commit the next K positions."""
         i = canvas.cursor
-        left, right = self.window.bounds(canvas)
-        taken = min(self.k, right - i)
-        d = pair.denoiser.logits(canvas.tokens[:right], left, i)[:taken]
+        d = self.marginals(canvas, pair)[: self.k]
+        taken = len(d)
         ids = self.sampler.draw(d, self.sampler.noise(d)).tolist()
         self.window.advance(taken)
         return Commit(positions=tuple(range(i, i + taken)), ids=tuple(ids), proposed=taken)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 from apdcli.decode.checks import Lookahead, Window
-from apdcli.decode.types import Canvas
+from apdcli.decode.types import Canvas, Pair
 
 # M of "auto": before anything was accepted, at least, at most; and per token accepted lately.
 AUTO_FIRST, AUTO_LEAST, AUTO_MOST, AUTO_FACTOR = 32, 8, 128, 2.0
@@ -64,3 +66,29 @@ class SlidingWindow:
         if accepted >= self._auto:
             wanted = max(wanted, 2 * self._auto)
         self._auto = max(min(wanted, AUTO_MOST), self.least)
+
+
+class Sliding:
+    """What strategies over a sliding window share: the marginals at the cursor, also ahead of time.
+
+    Attributes:
+        window: whose bounds are asked for once a step.
+    """
+
+    window: SlidingWindow
+
+    def __init__(self, window: SlidingWindow) -> None:
+        self.window = window
+        self._ahead: Tensor | None = None
+
+    def ahead(self, canvas: Canvas, pair: Pair) -> None:
+        """Ask for the marginals of the next step: see `decode.types.ForesightedStrategy`."""
+        self._ahead = self.marginals(canvas, pair)
+
+    def marginals(self, canvas: Canvas, pair: Pair) -> Tensor:
+        """[right - i, vocab], those of the window's positions from the cursor i on."""
+        if self._ahead is not None:
+            made, self._ahead = self._ahead, None
+            return made
+        left, right = self.window.bounds(canvas)
+        return pair.denoiser.logits(canvas.tokens[:right], left, canvas.cursor)
