@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import apdcli
 from apdcli.decode.types import Finished, Pair, StepEvent
 from apdcli.engine import conversation
 from apdcli.engine.conversation import Caches, Conversation, Exchange
+from apdcli.engine.fast import FastDenoiser
 from apdcli.engine.pair import LoadedPair
 from apdcli.errors import DeviceError, ParameterError, PromptError
 from apdcli.load.settings import resolve_settings
@@ -287,3 +289,28 @@ def test_a_turn_that_never_ran_leaves_no_hole(pair: LoadedPair) -> None:
         assert models.denoiser.length == len(ids) - new
         assert models.verifier is not None
         assert models.verifier.length < len(ids)
+
+
+def test_an_answer_cut_by_a_stop_string_leaves_the_caches_of_its_last_step(
+    pair: LoadedPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the engine could have run ahead of it or not."""
+    values = {"strategy": "left_to_right", "recompute_window": W, "k": 2, "stop": ["e"]}
+    said = []
+    for asynchronous in (False, True):
+        monkeypatch.setattr(FastDenoiser, "asynchronous", asynchronous, raising=False)
+        talk = Conversation(pair)
+        caches: list[Tensor] = []
+        taken = []
+        for message in TALK:
+            steps, last, _ = turn(talk, message, max_lookahead=6, **values)
+            taken.append((len(steps), last.reason))
+            models = talk._caches._models
+            assert models is not None
+            model: Any = models.denoiser
+            caches.append(model.cache.both[:, :, :, : model.length].clone())
+        said.append(([e.answer for e in talk.exchanges], caches))
+    (answers, caches), (others, ahead) = said
+    assert any(steps > 2 and reason == "stop" for steps, reason in taken)
+    assert answers == others
+    assert all(torch.equal(a, b) for a, b in zip(caches, ahead, strict=True))
