@@ -33,8 +33,8 @@ from apdcli.engine.choice import resolve_engine
 from apdcli.engine.device import check_dtype, resolve_device
 from apdcli.engine.pair import LoadedPair, load_models
 from apdcli.engine.session import Prompt, Request, prepare
+from apdcli.load.dtype import resolve_dtype
 from apdcli.load.settings import Settings
-from apdcli.load.weights import resolve_dtype
 from apdcli.models.quantized import quantization_of, weight_bytes
 from apdcli.models.transformer import Transformer
 
@@ -118,7 +118,7 @@ def load_shapes(
         DeviceError: no such device, or too little memory on it.
     """
     settings = contenders[0].settings
-    device, dtype = _place(settings)
+    device, dtype = _place(settings, shapes)
     check_dtype(settings["denoiser_dtype"].value, device)
     positions = prompt_tokens + max(c.settings["max_tokens"].value for c in contenders)
     kept = tuple(dict.fromkeys(_wanted(c.settings) for c in contenders))
@@ -126,15 +126,15 @@ def load_shapes(
     return _random(shapes, settings)
 
 
-def _place(settings: Settings) -> tuple[torch.device, torch.dtype]:
+def _place(settings: Settings, shapes: Shapes) -> tuple[torch.device, torch.dtype]:
     device = resolve_device(settings["denoiser_device"].value)
-    return device, resolve_dtype(settings["denoiser_dtype"].value, device)
+    return device, resolve_dtype(settings["denoiser_dtype"].value, device, shapes.stored)
 
 
 def _random(shapes: Shapes, settings: Settings) -> LoadedPair:
     """Random models of these sizes, as the settings want their weights."""
     kept = _wanted(settings)
-    return random_pair(shapes, *_place(settings), settings["engine"].value, kept)
+    return random_pair(shapes, *_place(settings, shapes), settings["engine"].value, kept)
 
 
 def _kept(pair: LoadedPair) -> Kept:

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apdcli.bench.floor import (
     DTYPE_BYTES,
@@ -22,6 +22,9 @@ from apdcli.bench.units import counted, markdown, ms, scaled, three
 from apdcli.load.settings import Settings
 from apdcli.models.config import ModelConfig
 from apdcli.models.formats import planned_bytes
+
+if TYPE_CHECKING:
+    from apdcli.bench.sizes import Shapes
 
 # What one H200 was measured to do: bytes a second from its memory, bf16 operations a second.
 H200 = Rates(4.3e12, 790e12)
@@ -201,20 +204,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = read_rates(options.cpu_rates) if options.cpu_rates else None
     except ValueError as error:
         parser.error(str(error))
-    from apdcli.bench.sizes import SHAPES
+    from apdcli.bench.sizes import EMBEDDED, SHAPES, find_shapes
 
     dream = SHAPES["dream-7b"]
-    embedded = _embedded()
-    here, _ = measured_rates(*embedded, "cpu", "float32", given=given)
+    embedded = find_shapes(EMBEDDED)
+    here, _ = measured_rates(embedded, "cpu", "float32", given=given)
     steps = [ApdStep(CURSOR, 16, m, options.accepted) for m in (100, 32)]
-    sys.stdout.write(
-        floor_text("The embedded pair", floors(*embedded, "float32", steps, here))
-        + "\n\n"
-        + floor_text(
-            "Dream-7B with Qwen2.5-0.5B",
-            floors(dream.denoiser, dream.verifier, "bfloat16", steps, H200),
-        )
+    own = floors(embedded.denoiser, embedded.verifier, "float32", steps, here)
+    published = floors(dream.denoiser, dream.verifier, "bfloat16", steps, H200)
+    texts = (
+        floor_text("The embedded pair", own),
+        floor_text("Dream-7B with Qwen2.5-0.5B", published),
     )
+    sys.stdout.write("\n\n".join(texts))
     return 0
 
 
@@ -235,22 +237,8 @@ def read_rates(text: str) -> Rates:
     return Rates(bandwidth, operations)
 
 
-def _embedded() -> tuple[ModelConfig, ModelConfig]:
-    from apdcli.load.hub import resolve_model
-    from apdcli.load.layout import check_layout
-
-    names = ("embedded:denoiser", "embedded:verifier")
-    found = [check_layout(resolve_model(n, base=None, revision=None)).config for n in names]
-    return found[0], found[1]
-
-
 def measured_rates(
-    denoiser: ModelConfig,
-    verifier: ModelConfig | None,
-    device: str,
-    dtype: str,
-    *,
-    given: Rates | None,
+    shapes: Shapes, device: str, dtype: str, *, given: Rates | None
 ) -> tuple[Rates, str]:
     """What a device can do, measured unless it is given, and the dtype that "auto" is there.
 
@@ -260,14 +248,14 @@ def measured_rates(
     if given is not None and dtype != "auto":
         return given, dtype
     from apdcli.engine.device import resolve_device
-    from apdcli.load.weights import resolve_dtype
+    from apdcli.load.dtype import resolve_dtype
 
     there = resolve_device(device)
-    wanted = resolve_dtype(dtype, there)
+    wanted = resolve_dtype(dtype, there, shapes.stored)
     name = str(wanted).removeprefix("torch.")
     if given is not None:
         return given, name
     from apdcli.bench.rates import measure_rates
 
-    weights = weights_read(denoiser, verifier, name)
+    weights = weights_read(shapes.denoiser, shapes.verifier, name)
     return measure_rates(there, wanted, weights=weights), name

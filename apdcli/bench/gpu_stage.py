@@ -22,7 +22,7 @@ from apdcli.bench.sizes import Shapes, check_shapes, find_shapes, shapes_profile
 from apdcli.engine.device import resolve_device
 from apdcli.engine.pair import LoadedPair
 from apdcli.errors import UsageError
-from apdcli.load.weights import resolve_dtype
+from apdcli.load.dtype import resolve_dtype
 
 PROMPT_TOKENS = 128
 APD = "apd:R=0.5,W=16"

@@ -11,7 +11,7 @@ from apdcli.bench.settings import CAUSAL, Contender, Spec, parse_spec
 from apdcli.decode.params import ApdParams, make_params
 from apdcli.errors import PromptError, UsageError
 from apdcli.load.hub import resolve_model
-from apdcli.load.layout import Role, check_layout, check_role
+from apdcli.load.layout import Layout, Role, check_layout, check_role
 from apdcli.load.profile import ChatSection, ModelSection, Profile, find_profile
 from apdcli.models.config import ModelConfig
 
@@ -21,11 +21,18 @@ _FIXED = ("apd", "left_to_right", "autoregressive", "confidence", "random", "mar
 
 @dataclass(frozen=True)
 class Shapes:
-    """A pair's sizes; verifier None where the denoiser goes without one."""
+    """A pair's sizes.
+
+    Attributes:
+        name: of the pair.
+        denoiser, verifier: None where the denoiser goes without one.
+        stored: the dtypes of the weights in the denoiser's files, where they are known.
+    """
 
     name: str
     denoiser: ModelConfig
     verifier: ModelConfig | None
+    stored: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -68,8 +75,8 @@ EMBEDDED = "embedded"
 SHAPES = {
     shapes.name: shapes
     for shapes in (
-        Shapes("dream-7b", DREAM_7B, QWEN_05B),
-        Shapes("llada-8b", LLADA_8B, None),
+        Shapes("dream-7b", DREAM_7B, QWEN_05B, ("bfloat16",)),
+        Shapes("llada-8b", LLADA_8B, None, ("bfloat16",)),
         Shapes("tiny", _TINY_DENOISER, _TINY_VERIFIER),
     )
 }
@@ -130,17 +137,17 @@ def profile_shapes(profile: Profile) -> Shapes:
         ModelError: a model is not on this machine, or damaged.
     """
 
-    def config(role: Role, section: ModelSection) -> ModelConfig:
+    def layout(role: Role, section: ModelSection) -> Layout:
         folder = resolve_model(
             section.model, base=profile.base, revision=section.revision, download=False
         )
-        found = check_layout(folder).config
-        check_role(role, found, folder)
+        found = check_layout(folder)
+        check_role(role, found.config, folder)
         return found
 
-    denoiser = config("denoiser", profile.denoiser)
-    verifier = None if profile.verifier is None else config("verifier", profile.verifier)
-    return Shapes(profile.name, denoiser, verifier)
+    denoiser = layout("denoiser", profile.denoiser)
+    verifier = None if profile.verifier is None else layout("verifier", profile.verifier).config
+    return Shapes(profile.name, denoiser.config, verifier, denoiser.dtypes)
 
 
 def default_shape_specs(shapes: Shapes) -> tuple[Spec, ...]:

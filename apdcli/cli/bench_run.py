@@ -281,7 +281,7 @@ def _floor(
     shapes = shapes or profile_shapes(profile)
     settings = contenders[0].settings
     places = (settings["denoiser_device"].value, settings["denoiser_dtype"].value)
-    here, dtype = measured_rates(shapes.denoiser, shapes.verifier, *places, given=rates)
+    here, dtype = measured_rates(shapes, *places, given=rates)
     steps = apd_steps([c.settings for c in contenders], job.accept, job.prompt_tokens)
     kept = [
         settings[n].value if n in settings else "none"

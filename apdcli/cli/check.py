@@ -15,6 +15,7 @@ from apdcli.cli.generate import check_settings
 from apdcli.cli.report import before_a_run, settings_line
 from apdcli.engine.device import resolve_device
 from apdcli.engine.pair import check_agreement, stop_ids
+from apdcli.load.dtype import resolve_dtype
 from apdcli.load.finite import ROWS, check_finite
 from apdcli.load.hub import resolve_model
 from apdcli.load.layout import Layout, Role, check_layout, check_role
@@ -23,7 +24,6 @@ from apdcli.load.quantize import check_quantize
 from apdcli.load.settings import Settings, chosen_profile, resolve_settings
 from apdcli.load.spare_head import spare_head
 from apdcli.load.tokenizer import load_tokenizer
-from apdcli.load.weights import resolve_dtype
 from apdcli.models.formats import planned_bytes
 from apdcli.models.quantized import has_kernels
 
@@ -125,7 +125,7 @@ def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
 
 def _model(role: str, layout: Layout, settings: Settings) -> ModelReport:
     device = resolve_device(settings[f"{role}_device"].value)
-    dtype = resolve_dtype(settings[f"{role}_dtype"].value, device)
+    dtype = resolve_dtype(settings[f"{role}_dtype"].value, device, layout.dtypes)
     quantize = settings[f"{role}_quantize"].value
     check_quantize(quantize, layout.config, str(layout.folder))
     parameters = sum(prod(entry.shape) for _, entry in layout.entries.values())

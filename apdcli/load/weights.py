@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from apdcli.errors import DeviceError, ModelError
+from apdcli.load.dtype import TORCH, resolve_dtype
 from apdcli.load.files import one_line
 from apdcli.load.layout import Layout, check_layout, damaged, read_config
 from apdcli.load.quantize import check_quantize, empty_layers, fill
@@ -23,9 +24,7 @@ from apdcli.models.quantized import QuantizedLinear
 from apdcli.models.quantized_packed import pack
 from apdcli.models.transformer import Transformer
 
-__all__ = ["check_layout", "load_transformer", "read_config", "resolve_dtype"]
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+__all__ = ["check_layout", "load_transformer", "read_config"]
 
 
 def load_transformer(
@@ -40,7 +39,7 @@ def load_transformer(
     Args:
         folder: holds config.json and model.safetensors, or shards with their index.
         device: where the weights go, tensor by tensor.
-        dtype: what they are cast to; "auto" is float32 on the CPU and bfloat16 elsewhere. Weights
+        dtype: what they are cast to; "auto": see :func:`apdcli.load.dtype.resolve_dtype`. Weights
             that are stored in it already stay memory-mapped on a CPU, read as they are used.
         quantize: none, int8 or int4, see `load.quantize`; matrix by matrix as they are read, so
             that the device never holds more than a piece of one in floating point.
@@ -53,7 +52,7 @@ def load_transformer(
     layout = check_layout(Path(folder))
     check_quantize(quantize, layout.config, str(layout.folder))
     device = torch.device(device)
-    wanted = resolve_dtype(dtype, device) if isinstance(dtype, str) else dtype
+    wanted = resolve_dtype(dtype, device, layout.dtypes) if isinstance(dtype, str) else dtype
     with torch.device("meta"), _NoInit():
         net = Transformer(layout.config)
         if quantize != "none":
@@ -89,19 +88,6 @@ class _NoInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype to compute in; "auto" is float32 on a CPU, where halves are slower, else bfloat16.
-
-    Raises:
-        DeviceError: no such dtype.
-    """
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in _DTYPES:
-        raise DeviceError(f"unknown dtype {name!r}; use auto, {', '.join(_DTYPES)}")
-    return _DTYPES[name]
-
-
 def _rope_dtype(layout: Layout, wanted: torch.dtype) -> torch.dtype:
     """Precision of the inverse RoPE frequencies."""
     # Dream's published code casts the whole model to bfloat16 and then up, frequencies included.
@@ -114,7 +100,7 @@ def _fill(net: Transformer, layout: Layout, device: torch.device, dtype: torch.d
     for file in layout.files:
         names = {core: name for core, (name, entry) in layout.entries.items() if entry.file == file}
         mapped = device.type == "cpu" and all(
-            _DTYPES[layout.entries[core][1].dtype] == dtype for core in names
+            TORCH[layout.entries[core][1].dtype] == dtype for core in names
         )
         try:
             if mapped:

@@ -64,9 +64,9 @@ class Packed:
     def __init__(self, net: Transformer) -> None:
         config = net.config
         weight = net.model.embed_tokens.weight
-        self._transposed = weight.device.type == "cpu"
+        self._on_cpu = weight.device.type == "cpu"
         self.net = net
-        self.plain = self._transposed and weight.dtype == torch.float32
+        self.plain = self._transposed = self._on_cpu and weight.dtype == torch.float32
         self.layers = [self._pack(layer) for layer in net.model.layers]  # type: ignore[arg-type]
         # A tied head stays as the embedding needs it.
         self.head = weight.t() if config.tied else self.joined(net.lm_head)
@@ -79,7 +79,7 @@ class Packed:
         self.eps = config.rms_norm_eps
         self._share = 1 / config.hidden_size
         self._eps = torch.tensor(self.eps, device=weight.device)  # for one fused call, see `rms`
-        self._rows = _CPU_ROWS if self._transposed else _GPU_ROWS
+        self._rows = _CPU_ROWS if self._on_cpu else _GPU_ROWS
         self._later: Tensor | None = None
         self.heads, self.kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
@@ -301,7 +301,7 @@ class Packed:
         if causal and k.shape[1] > at + length:
             k, v = k[:, : at + length], v[:, : at + length]
         causal = causal and length > 1
-        if causal and self._transposed:
+        if causal and self._on_cpu:
             if length <= _CAUSAL_ROWS:
                 return self.flash(q, k, v, self._up_to_own(at, length))
             parts = enumerate(torch.split(q, _CAUSAL_ROWS, 1))
