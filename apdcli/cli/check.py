@@ -113,6 +113,12 @@ def check_profile(name: str | None, environ: Mapping[str, str]) -> Report:
     writer.check_chat(settings.system)
     notes = [] if writer.has_chat_template else [f"{writer.folder} has no chat template: use --raw"]
     notes += writer.end_notes(ends)
+    notes += [
+        f"the {role} knows {layout.config.vocab_size} tokens and the tokenizer writes {beyond} "
+        "more: a text with one of these is refused"
+        for role, layout in layouts.items()
+        if (beyond := sum(i >= layout.config.vocab_size for i in writer.defined_ids))
+    ]
     notes += [note for layout in layouts.values() if (note := spare_head(layout))]
     models = tuple(_model(role, layout, settings) for role, layout in layouts.items())
     notes += [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any, cast
 
 from apdcli.decode.gaps import GAP, MARKER, split_gaps
@@ -118,10 +118,12 @@ def prepare_fill(pair: LoadedPair, text: str, settings: Settings) -> FillRequest
 
     Raises:
         PromptError: no text, no gap, or no room in the context.
+        ModelError: a token that the denoiser does not know.
     """
     marker, gap = settings["marker"].value, settings["gap"].value
     pieces = split_gaps(text, marker)
     encoded = [pair.tokenizer.encode(piece, special=False) if piece else [] for piece in pieces]
+    replace(pair, verifier=None).check_ids(chain.from_iterable(encoded))
     outside, count = sum(map(len, encoded)), len(pieces) - 1
     total = outside + count * gap
     if total > pair.context:

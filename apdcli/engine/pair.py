@@ -130,6 +130,7 @@ class LoadedPair:
             PromptError: nothing to decode, a message that is none (its place and what it lacks),
                 or the template refuses the messages.
             UsageError: `raw` with messages.
+            ModelError: a token that a model does not know.
         """
         if raw:
             if not isinstance(prompt, str):
@@ -142,7 +143,19 @@ class LoadedPair:
             ids = self.tokenizer.chat(messages)
         if not ids:
             raise PromptError("the prompt is empty")
+        self.check_ids(ids)
         return tuple(ids)
+
+    def check_ids(self, ids: Iterable[int]) -> None:
+        """Raise ModelError where a token is beyond a model's vocabulary."""
+        last = max(ids, default=0)
+        for role, net in (("denoiser", self.denoiser), ("verifier", self.verifier)):
+            if net is not None and last >= net.config.vocab_size:
+                raise ModelError(
+                    f"the {role} knows {net.config.vocab_size} tokens, and the text holds token "
+                    f"{last} ({self.tokenizer.token_text(last)!r}): its weights and the tokenizer "
+                    "are not of one model"
+                )
 
 
 def load_pair(

@@ -383,3 +383,27 @@ def test_show_says_what_was_tuned_for_this_device(apd: Apd, make_profile: MakePr
         apd("profiles", "show", path, "--json", environ={"APD_STRATEGY": "dico"}).out
     )
     assert "tuned" not in {setting["from"] for setting in found["settings"].values()}
+
+
+@pytest.mark.parametrize("role", ["denoiser", "verifier"])
+def test_a_token_beyond_a_vocabulary_gives_one_line(
+    apd: Apd, broken: MakeBroken, tmp_path: Path, role: str
+) -> None:
+    config = json.loads((DATA / role / "config.json").read_text())
+    path = broken(role, {"config.json": json.dumps({**config, "vocab_size": 400})})
+    file = tmp_path / "broken/model.safetensors"
+    tensors = load_file(file)
+    for name in {"model.embed_tokens.weight", "lm_head.weight"} & tensors.keys():
+        tensors[name] = tensors[name][:400].clone()
+    save_file(tensors, file)
+    said = f"the {role} knows 400 tokens, and the text holds token 4"
+    asked = ("generate", "Ben"), ("chat", "--json"), ("fill", "Ben ___ there")
+    for words in asked if role == "denoiser" else asked[:2]:
+        ran = apd(*words, "-p", path, stdin='{"prompt": "Ben"}' if words[0] == "chat" else None)
+        assert ran.status == 1
+        assert said in ran.out + ran.err
+        assert "their" not in ran.err
+    if role == "verifier":
+        assert apd(*asked[2], "-p", path).status == 0  # who fills asks no verifier
+    note = f"note      the {role} knows 400 tokens and the tokenizer writes 60 more: a text with"
+    assert note in apd("profiles", "check", path).out
