@@ -81,7 +81,7 @@ def test_a_split_adds_up_and_knows_every_forward(cases: list[Case]) -> None:
 
 def test_the_forwards_of_the_first_step_of_apd(reference: LoadedPair) -> None:
     chosen = [contender(reference, "apd:R=0.5,W=4,M=8")]
-    (case,) = cases_of(reference, chosen, ["the cat"], raw=True)
+    (case,) = cases_of(reference, chosen, ["Tell a story"], raw=True)
     (request,) = case.requests
     n = len(request.prompt_ids)
     split = timed(request)

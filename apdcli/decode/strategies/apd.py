@@ -30,6 +30,7 @@ class Apd(Sliding):
         self, shared: DecodeParams, own: ApdParams, sampler: Sampler | None = None
     ) -> None:
         self.R = own.mixture_weight
+        self.stop_ids = shared.stop_ids
         super().__init__(SlidingWindow(own.recompute_window, own.max_lookahead))
         self.sampler = sampler or Sampler(shared)
 
@@ -84,11 +85,13 @@ class Apd(Sliding):
 
         What lies behind the first disagreement is judged for nothing, and how much is accepted
         hardly changes from step to step. So the parts follow this text's own acceptance, which is
-        the same whatever runs it.
+        the same whatever runs it. Behind a token that ends the text nothing is judged: if that one
+        is accepted, the loop drops what follows.
         """
         i = tokens.shape[0] - len(ids) + 1
         judged = 1
-        for end in part_ends(len(ids), self.window.recent):
+        worth = next((n for n, id_ in enumerate(ids, 1) if id_ in self.stop_ids), len(ids))
+        for end in part_ends(worth, self.window.recent):
             target = self._target(verifier, tokens[: i + end - 1], d[judged:end], g, judged)
             for drafted, wanted in zip(ids[judged:end], target.tolist(), strict=True):
                 if drafted != wanted:
@@ -119,14 +122,15 @@ def part_ends(drafted: int, recent: float | None) -> Iterator[int]:
     """How far into a draft of so many tokens each part of its verification goes.
 
     Args:
-        drafted: m > 1; the last part ends there.
+        drafted: how many are worth judging; the last part ends there, and one token has none.
         recent: the running mean of accepted tokens a step; before any there is but one part.
     """
     end = drafted if recent is None else math.ceil(recent + PART_MARGIN)
     while end <= drafted - PART_SAVES:
         yield end
         end *= PART_GROWTH
-    yield drafted
+    if drafted > 1:
+        yield drafted
 
 
 def prefix(agree: Tensor) -> Tensor:

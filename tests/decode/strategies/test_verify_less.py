@@ -112,7 +112,7 @@ class Run:
 
 
 def run(world: World, verify_less: bool, stop: int = MASK, **values: Any) -> Run:
-    shared, own = make_params("apd", **values)
+    shared, own = make_params("apd", stop_ids=frozenset({stop}), **values)
     verifier = ToyVerifier(world, verify_less)
     canvas = Canvas.blank(PROMPT, shared.max_tokens, MASK)
     strategy = make_strategy("apd", shared, own)
@@ -150,7 +150,10 @@ def test_the_same_choices_and_the_same_cache(world: World, **values: Any) -> Non
     whole, less = (run(world, verify_less, END, **values) for verify_less in (False, True))
     assert choices(less.steps) == choices(whole.steps)
     assert less.last.reason == whole.last.reason
-    assert less.held == whole.held
+    # Behind the token that ends the text nothing was verified.
+    alike = len(whole.steps) - (whole.last.reason == "stop")
+    assert less.held[:alike] == whole.held[:alike]
+    assert whole.held[-1][: len(less.held[-1])] == less.held[-1]
     assert less.last.denoiser_forwards == whole.last.denoiser_forwards
     assert less.last.tokens_forwarded <= whole.last.tokens_forwarded
     if values["mixture_weight"] == 1.0:
@@ -159,7 +162,8 @@ def test_the_same_choices_and_the_same_cache(world: World, **values: Any) -> Non
 
 def both(world: World, **values: Any) -> tuple[Run, Run]:
     settings = {"max_tokens": 200, "max_lookahead": 64, "mixture_weight": 0.5, **values}
-    return run(world, False, **settings), run(world, True, **settings)
+    stop = settings.pop("stop", MASK)
+    return run(world, False, stop, **settings), run(world, True, stop, **settings)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -209,6 +213,24 @@ def test_parts_follow_each_other_and_stop_at_the_first_disagreement(
             assert parts[-1][0] <= begin + step.accepted <= parts[-1][1]
 
 
+def test_nothing_is_judged_behind_a_token_that_would_end_the_text() -> None:
+    ended = unjudged = 0
+    for seed in range(40):
+        whole, less = both(World(seed, 9), stop=END, max_lookahead=24)
+        assert choices(less.steps) == choices(whole.steps)
+        ends = [p for step in less.steps for p, id_ in step.committed if id_ == END]
+        if not ends:
+            continue
+        ended += 1
+        assert all(last <= ends[0] for _, last in less.asked)
+        if less.steps[-1].committed[0][0] == ends[0]:  # a draft's first token needs no judge
+            before = less.steps[-2].verifier_forwards if len(less.steps) > 1 else 0
+            assert less.last.verifier_forwards == before
+            unjudged += 1
+    assert ended > 20
+    assert unjudged > 2
+
+
 def test_where_parts_end() -> None:
     assert list(part_ends(32, None)) == [32]
     assert list(part_ends(32, 1.65)) == [8, 32]
@@ -218,3 +240,4 @@ def test_where_parts_end() -> None:
     assert list(part_ends(1 + PART_MARGIN + PART_SAVES, 1.0)) == [1 + PART_MARGIN, 15]
     assert list(part_ends(PART_MARGIN + PART_SAVES, 1.0)) == [14]
     assert list(part_ends(2, 1.0)) == [2]
+    assert list(part_ends(1, 1.0)) == list(part_ends(1, None)) == []
