@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from apdcli.cli.quitting import Quitting
 
 _T = TypeVar("_T")
 _HANGS_S = 3.0  # so long after the last Ctrl-C another one is meant, whatever is being put in order
+_AGAIN_S = 0.01  # so long after an exception was raised where nothing can catch it, it is again
 
 
 class Terminated(SystemExit):
@@ -49,6 +51,8 @@ class Signals:
         self._tell: Callable[[], None] = lambda: None
         self._before: dict[int, Any] = {}
         self._quitting: Quitting | None = None
+        self._hook = sys.unraisablehook
+        self._lost: BaseException | None = None
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is not threading.main_thread():
@@ -60,12 +64,17 @@ class Signals:
         if hasattr(signal, "SIGQUIT") and self._set(signal.SIGQUIT, _quit, signal.SIG_DFL):
             self._quitting = Quitting()
             self._quitting.watch()
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._quitting is not None:
             self._quitting.close()
             self._quitting = None
+        if sys.unraisablehook == self._on_unraisable:
+            sys.unraisablehook = self._hook
+        if getattr(signal, "SIGALRM", None) in self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -133,9 +142,11 @@ class Signals:
     def rearm(self) -> None:
         """Forget a Ctrl-C that was dealt with: a conversation goes on after it."""
         self.interrupted = self._unwinding = self._patient = False
+        self._lost = None
 
     def _check(self) -> None:
         if self._unwinding:  # an import that Ctrl-C fell into may swallow its exception
+            self._lost = None
             raise KeyboardInterrupt
         if self._quitting is not None:
             self._quitting.watch()  # whoever reads keys may have taken the signals' pipe
@@ -159,6 +170,24 @@ class Signals:
             self._heard_at = now
             self._unwinding = True
             raise KeyboardInterrupt
+
+    def _on_unraisable(self, args: sys.UnraisableHookArgs) -> None:
+        """A callback of the garbage collector (each import runs one) cannot raise: later then."""
+        lost = args.exc_value
+        if isinstance(lost, Terminated) or (
+            isinstance(lost, KeyboardInterrupt) and self._unwinding
+        ):
+            self._lost = lost
+            if hasattr(signal, "setitimer"):  # not on Windows: there `_check` has to do
+                self._before.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._again))
+                signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        else:
+            self._hook(args)
+
+    def _again(self, number: int, frame: FrameType | None) -> None:
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            raise lost
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

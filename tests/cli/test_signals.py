@@ -252,6 +252,75 @@ with no_echo(sys.stdout):
     assert "kept" in finish(child)[0]
 
 
+class Falls:
+    """Its finalizer is what the signal falls into: nothing that is raised there gets out."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+        assert self.number is None  # the handler has raised before this line
+
+
+def fall_and_wait(number: int) -> None:
+    Falls(number)
+    time.sleep(20)
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "status"),
+    [
+        (signal.SIGINT, KeyboardInterrupt, None),
+        (signal.SIGTERM, Terminated, 143),
+        (signal.SIGQUIT, Terminated, 131),
+    ],
+)
+def test_a_signal_that_falls_into_a_finalizer_is_obeyed_and_says_nothing(
+    number: int, error: type[BaseException], status: int | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def state() -> object:
+        return signal.getsignal(number), signal.getsignal(signal.SIGALRM), sys.unraisablehook
+
+    before = state()
+    with pytest.raises(error) as raised, Signals():
+        fall_and_wait(number)
+    assert getattr(raised.value, "code", None) == status
+    assert state() == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_unwound_already_is_not_raised_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("apdcli.cli.signals._AGAIN_S", 60.0)
+    with Signals() as signals:
+        Falls(signal.SIGINT)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+        with pytest.raises(KeyboardInterrupt), signals.held():
+            raise AssertionError("something new was begun")
+        signal.raise_signal(signal.SIGALRM)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_else_cannot_be_raised_is_still_told() -> None:
+    told: list[str] = []
+
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("broken")
+
+    before, sys.unraisablehook = sys.unraisablehook, lambda args: told.append(str(args.exc_value))
+    try:
+        with Signals():
+            Broken()
+    finally:
+        sys.unraisablehook = before
+    assert told == ["broken"]
+
+
 def test_many_at_the_prompt(environ: dict[str, str], data: Path, profile: Path) -> None:
     """Ctrl-C in quick succession where there is nothing to stop, and Ctrl-D right behind it."""
     person = Person(environ, "-p", profile, size=(80, 24))
