@@ -256,8 +256,13 @@ def apd_request(stage: Stage, pair: LoadedPair, m: int, settings: str = "") -> R
     return replace(case.requests[0], pair=replace(case.requests[0].pair, engine=pair.engine))
 
 
-def timed_steps(request: Request) -> list[tuple[float, StepEvent]]:
-    """Every step of a generation, and the seconds from the one before it."""
+def timed_steps(request: Request, shown_s: float = 0.0) -> list[tuple[float, StepEvent]]:
+    """Every step of a generation, and the seconds from the one before it.
+
+    Args:
+        request: the generation.
+        shown_s: seconds for which the host is busy with each event before it asks for the next.
+    """
     made = []
     before = time.perf_counter()
     for event in request.events():
@@ -265,6 +270,8 @@ def timed_steps(request: Request) -> list[tuple[float, StepEvent]]:
         if isinstance(event, StepEvent):
             made.append((now - before, event))
         before = now
+        while shown_s and time.perf_counter() - now < shown_s:
+            pass
     return made
 
 

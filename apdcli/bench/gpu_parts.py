@@ -16,6 +16,7 @@ import torch
 from apdcli.bench.benchmark import cases_of_shapes
 from apdcli.bench.correctness import ROWS, check_correctness, check_engines
 from apdcli.bench.floor import DTYPE_BYTES
+from apdcli.bench.gpu_ahead import ahead
 from apdcli.bench.gpu_attention import attention
 from apdcli.bench.gpu_compiled import compiled
 from apdcli.bench.gpu_draws import draws, sampled
@@ -276,6 +277,7 @@ PARTS: tuple[tuple[str, Callable[[Stage], dict[str, Any]]], ...] = (
     ("steps", steps),
     ("sampled", sampled),
     ("verify_less", verify_less),
+    ("ahead", ahead),
     ("length", length),
     ("attention", attention),
     ("profile", profile),
