@@ -4,8 +4,8 @@ Correctness comes first: the embedded pair on the GPU must give the greedy event
 engine on the CPU, every engine the same logits in every format, and the kernels the choices and
 draws of torch. Then loading, memory, speed, length, where a step's time goes, sampling, drafts
 verified by parts, a forward launched ahead, batches, integer weights and torch.compile at the sizes
-of Dream-7B, with random weights. Every part says whether it ran; the file is written after each, so that a run that is cut
-short has lost nothing.
+of Dream-7B, with random weights. Every part says whether it ran; the file is written after each, so
+that a run that is cut short has lost nothing.
 `--device cpu --shapes tiny` tries it anywhere.
 """
 

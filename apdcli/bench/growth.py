@@ -1,12 +1,12 @@
 """How a token's cost grows with the text, and what APD's own choices gain.
 
-    python -m apdcli.bench.growth [growth|lookahead|causal|verify_less] [--profile P] ...
+    python -m apdcli.bench.growth [growth|lookahead|causal|verify_less|forward] [--profile P] ...
 
 The choices are M = "auto" (lookahead), drafts at all (causal), and drafts verified by parts
-(verify_less).
+(verify_less). A forward is held against its arithmetic.
 
 Prints one JSON object. Times are of this process's CPU on a CPU, where others may be at work, and
-of the clock elsewhere; runs that are compared take turns.
+of the clock elsewhere and for a forward; what is compared takes turns.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from apdcli.bench.floor import ApdStep
+from apdcli.bench.forward import forward
 from apdcli.bench.judging import JudgingVerifier, judging
 from apdcli.bench.shapes import accepting
 from apdcli.bench.stats import Interval
@@ -55,13 +56,13 @@ def timed(
     pair: LoadedPair, models: Pair, ids: Sequence[int], strategy: str, tokens: int, **values: Any
 ) -> list[StepEvent]:
     """The steps of one generation, up to an end token if the pair may produce one."""
-    shared, own = make_params(strategy, max_tokens=tokens, **values)
+    shared, own = make_params(strategy, max_tokens=tokens, stop_ids=pair.stop_ids, **values)
     canvas = Canvas.blank(ids, tokens, models.denoiser.mask_id, pair.device)
     events = decode(
         canvas,
         make_strategy(strategy, shared, own, make_sampler(shared, pair.device)),
         models,
-        stop_ids=pair.stop_ids,
+        stop_ids=shared.stop_ids,
         clock=clock_of(pair.device),
     )
     return [event for event in events if isinstance(event, StepEvent)]
@@ -338,20 +339,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--far", type=int, default=1000)
     parser.add_argument("--accept", type=int, default=0, help="a step, growth and verify_less")
     parser.add_argument("--tokens", type=int, default=96, help="of an answer, all but growth")
+    parser.add_argument("--positions", type=int, default=128, help="of a forward")
     given = parser.parse_args(arguments)
-    for name, least in (("repeats", 1), ("tokens", 1), ("accept", 0)):
+    for name, least in (("repeats", 1), ("tokens", 1), ("accept", 0), ("positions", 2)):
         if getattr(given, name) < least:
             parser.error(f"--{name} {getattr(given, name)}: it must be at least {least}")
     try:
         pair = load_pair(given.profile, device=given.device, engine=given.engine)
     except ApdError as error:
         parser.exit(error.exit_status, f"apd: {error}\n")
+    if given.positions > pair.context:
+        parser.error(f"--positions {given.positions}: the context holds {pair.context}")
     flush_subnormals(pair.device)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "growth": lambda: growth(pair, given.near, given.far, given.repeats, given.accept),
         "lookahead": lambda: lookahead(pair, given.tokens, given.repeats),
         "causal": lambda: causal(pair, given.tokens, given.repeats),
         "verify_less": lambda: verify_less(pair, given.tokens, given.repeats, given.accept),
+        "forward": lambda: forward(pair, given.positions, given.repeats),
     }
     if given.what not in measures:
         parser.error(f"{given.what} is not one of {', '.join(measures)}")

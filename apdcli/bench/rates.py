@@ -104,14 +104,15 @@ def _best(work: Callable[[], object], device: torch.device, seconds: float) -> f
     runs, best = 0, float("inf")
     began = time.perf_counter()
     while runs < 4 or time.perf_counter() - began < seconds:
-        taken = _timed(work, device)
+        taken = timed_work(work, device)
         runs += 1
         if runs > 1:  # the first pays for whatever is set up once
             best = min(best, taken)
     return best
 
 
-def _timed(work: Callable[[], object], device: torch.device) -> float:
+def timed_work(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `work` takes on the device."""
     if device.type != "cuda":
         began = time.perf_counter()
         work()

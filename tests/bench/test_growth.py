@@ -6,7 +6,10 @@ import json
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from apdcli.bench import forward as forward_module
 from apdcli.bench import growth as module
 from apdcli.bench.growth import arithmetic, around, main, until
 from apdcli.decode.strategies.apd import Apd
@@ -47,6 +50,25 @@ def test_each_measure(capsys: pytest.CaptureFixture[str], what: str) -> None:
     assert found["engine"] == "fast"
     figures = found.get("tokens_a_second") or found["ms_a_step"]
     assert all(value > 0 for value in figures.values())
+
+
+def test_a_forward_against_its_arithmetic(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every product of it is counted: torch's own counter says the same."""
+    monkeypatch.setattr(forward_module, "PRODUCT_S", 0.01)
+    assert main(["forward", "--device", "cpu", "--positions", "24", "--repeats", "1"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    pair = load_pair("demo", device="cpu", engine="eager")
+    models, tokens = pair.models(24), torch.full((24,), 1)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        models.denoiser.logits(tokens, 0, 0)
+    assert found["operations"] == pytest.approx(counter.get_total_flops(), rel=0.02)
+    least = 1e3 * found["operations"] / found["operations_a_second"]
+    assert found["ratio"]["median"] == pytest.approx(found["ms"] / least)
+    with pytest.raises(SystemExit):
+        main(["forward", "--device", "cpu", "--positions", "2000"])
+    assert "--positions 2000: the context holds 1024" in capsys.readouterr().err
 
 
 def test_growth_with_so_many_tokens_a_step(capsys: pytest.CaptureFixture[str]) -> None:
